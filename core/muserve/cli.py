@@ -1,0 +1,58 @@
+"""What both command lines share: lazy commands, one-sentence errors, logs on stderr."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from muserve.errors import MuServeError
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a command's module only when that command is used.
+
+    ``commands`` maps a command name to ``(module, one-line help)``; the module holds a click command
+    called ``command``. An expected error (``MuServeError``) becomes one line on stderr and its exit
+    code; everything else is a bug and keeps its traceback.
+    """
+
+    def __init__(self, *, lazy_commands: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._lazy_commands = dict(lazy_commands)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._lazy_commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._lazy_commands:
+            return None
+        module, _ = self._lazy_commands[cmd_name]
+        command = importlib.import_module(module).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.command is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self._lazy_commands.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MuServeError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Log to stderr, one line a record; called by command lines only, harmless when called twice."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )

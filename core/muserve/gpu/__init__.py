@@ -1,0 +1,1 @@
+"""GPU devices behind one protocol: real ones through NVML, virtual ones from published physics."""

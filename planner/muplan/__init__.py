@@ -1,0 +1,1 @@
+"""The offline planner: from a spec of GPUs, models and SLOs to a Triton repository and a plan."""

@@ -1,0 +1,1 @@
+"""The commands of ``muplan``: each parses its options and delegates."""

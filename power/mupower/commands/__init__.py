@@ -1,0 +1,1 @@
+"""The commands of ``mupower``: each parses its options and delegates."""

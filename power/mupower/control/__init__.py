@@ -1,0 +1,1 @@
+"""Control laws: pure functions from what was observed to the clock each GPU should have."""

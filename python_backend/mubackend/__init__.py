@@ -1,0 +1,1 @@
+"""What runs inside Triton's Python backend: length predictor, LLM engine and model stages."""
