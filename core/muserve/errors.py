@@ -86,7 +86,7 @@ def input_error(source: Path | str, error: ValidationError) -> InputError:
     """
     first = error.errors(include_url=False)[0]
     key = _key(first["loc"])
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return InputError(f"{source}: {key}: unknown key")
     if first["type"] == "missing":
         return InputError(f"{source}: {key}: required key is missing")
