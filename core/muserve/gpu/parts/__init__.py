@@ -1,0 +1,162 @@
+"""The part catalogue: what is known about each GPU product, every figure with its source.
+
+A part is one JSON file beside this module. ``basis`` of a source says whether a figure was measured
+(by its publisher) or modelled (by us, from measured neighbours).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from itertools import pairwise
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from muserve.errors import InputError, input_error
+from muserve.plan import Basis
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusyPoint:
+    """One measured operating point: run time relative to the top clock, and board power."""
+
+    __pydantic_config__ = _STRICT
+
+    clock_mhz: int
+    time_ratio: float
+    power_w: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusyCurve:
+    """How one class of work behaves over the clock. ``sensitivity`` is the class's compute share ``k``."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    sensitivity: float
+    points: tuple[BusyPoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a figure of a part comes from, and whether it was measured or modelled."""
+
+    __pydantic_config__ = _STRICT
+
+    text: str
+    basis: Basis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One GPU product.
+
+    ``clocks_mhz`` are the SM clocks as NVML lists them, ascending. ``idle_w`` and ``idle_default_w``
+    are board power with a context loaded and no work, at the lowest and at the default (top) clock.
+    ``busy_curves`` ascend in sensitivity and share their clocks, which ascend up to the top clock.
+    ``switch_call_ms`` is how long the lock call blocks, ``switch_settle_ms`` how much later the new
+    clock is in force. ``sources`` is keyed by field name.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    clocks_mhz: tuple[int, ...]
+    knee_mhz: int
+    memory_bytes: int
+    bandwidth_gbs: float
+    peak_tflops: dict[str, float]
+    limit_w: float
+    idle_w: float
+    idle_default_w: float
+    switch_call_ms: float
+    switch_settle_ms: float
+    busy_curves: tuple[BusyCurve, ...]
+    sources: dict[str, Source]
+
+    @property
+    def top_clock_mhz(self) -> int:
+        """The highest supported clock, which is also the driver's default under load."""
+        return self.clocks_mhz[-1]
+
+    @property
+    def lowest_measured_mhz(self) -> int:
+        """The lowest clock of the busy curves; work below it is modelled, not measured."""
+        return self.busy_curves[0].points[0].clock_mhz
+
+
+_ADAPTER: TypeAdapter[Part] = TypeAdapter(Part)
+
+
+def part_names() -> tuple[str, ...]:
+    """Names of the parts in the catalogue, sorted."""
+    files = resources.files(__name__).iterdir()
+    return tuple(sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json")))
+
+
+def load_part(name: str) -> Part:
+    """The catalogue's part called ``name``; InputError naming the known parts when there is none."""
+    known = part_names()
+    if name not in known:
+        raise InputError(f"unknown GPU part {name!r}: expected one of {', '.join(known)}")
+    return parse_part(resources.files(__name__).joinpath(f"{name}.json").read_bytes(), f"{name}.json")
+
+
+def parse_part(text: str | bytes, source: str) -> Part:
+    """Parse and check a part's JSON; ``source`` names it in the InputError raised when it is bad."""
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{source}: not valid JSON: {error}") from error
+    try:
+        part = _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        raise input_error(source, error) from error
+    complaint = _complaint(part)
+    if complaint:
+        raise InputError(f"{source}: {complaint}")
+    return part
+
+
+def _complaint(part: Part) -> str | None:
+    """The first physical law that ``part`` breaks, or None."""
+    clocks = part.clocks_mhz
+    if not clocks or clocks[0] <= 0 or not _ascends(clocks):
+        return "clocks_mhz: expected positive clocks in ascending order"
+    if part.knee_mhz not in clocks:
+        return f"knee_mhz: expected one of clocks_mhz, got {part.knee_mhz}"
+    if not 0 < part.idle_w <= part.idle_default_w < part.limit_w:
+        return "expected 0 < idle_w <= idle_default_w < limit_w"
+    if not part.busy_curves or not _ascends([curve.sensitivity for curve in part.busy_curves]):
+        return "busy_curves: expected at least one curve, in ascending order of sensitivity"
+    for curve in part.busy_curves:
+        complaint = _curve_complaint(part, curve)
+        if complaint:
+            return f"busy_curves: {curve.name}: {complaint}"
+    return None
+
+
+def _curve_complaint(part: Part, curve: BusyCurve) -> str | None:
+    measured = [point.clock_mhz for point in curve.points]
+    if measured != [point.clock_mhz for point in part.busy_curves[0].points]:
+        return "expected the clocks of the first curve"
+    if not _ascends(measured) or not set(measured) >= {part.knee_mhz, part.top_clock_mhz}:
+        return "expected ascending clocks that include the knee and the top clock"
+    if not measured[0] >= part.clocks_mhz[0]:
+        return "expected no point below the lowest clock"
+    below_knee = [point.time_ratio for point in curve.points if point.clock_mhz <= part.knee_mhz]
+    if not _ascends(below_knee[::-1]) or curve.points[-1].time_ratio != 1:
+        return "expected time_ratio to fall with the clock up to the knee and to be 1 at the top"
+    if not _ascends([point.power_w for point in curve.points]):
+        return "expected power_w to rise with the clock"
+    if curve.points[0].power_w <= part.idle_w or curve.points[-1].power_w > part.limit_w:
+        return "expected power_w above idle_w and up to limit_w"
+    return None
+
+
+def _ascends(values: list[int] | list[float] | tuple[int, ...]) -> bool:
+    return all(left < right for left, right in pairwise(values))
