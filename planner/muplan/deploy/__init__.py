@@ -1,0 +1,1 @@
+"""Starting, watching and stopping a real Triton Inference Server on a generated repository."""
