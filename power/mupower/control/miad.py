@@ -80,9 +80,11 @@ class MiadLaw:
         return MiadState(clock_mhz=initial_clock_mhz)
 
     def decide(self, observation: GpuObservation, state: MiadState) -> tuple[ClockDecision, MiadState]:
-        """The clock the neediest model asks for, within the supported clocks and above the knee."""
+        """The clock the neediest model asks for, at or above the knee; a GPU without models is parked."""
         if not observation.fresh:
             return unlocked_for_stale_metrics(observation), MiadState(clock_mhz=None)
+        if not observation.models:
+            return _parked(observation)
         need, reason = self._neediest(observation)
         before = observation.top_mhz if state.clock_mhz is None else state.clock_mhz
         current = observation.at_least(max(before, observation.knee_mhz))
@@ -104,7 +106,7 @@ class MiadLaw:
 
     def _neediest(self, observation: GpuObservation) -> tuple[_Need, str]:
         needs = [self._need(model) for model in observation.models]
-        return max(needs, key=lambda need: need[0], default=(_Need.IDLE, "no model lives here"))
+        return max(needs, key=lambda need: need[0])
 
     def _need(self, model: ModelObservation) -> tuple[_Need, str]:
         """What one model asks for, and the clause that says why. First match wins, neediest first."""
@@ -141,3 +143,12 @@ class MiadLaw:
         if model.backlog_s > 0:
             return _Need.HOLD, f"requests of {model.name} run and none has completed yet"
         return _Need.IDLE, f"{model.name} is idle"
+
+
+def _parked(observation: GpuObservation) -> tuple[ClockDecision, MiadState]:
+    """The lowest clock of all: with no work to do there is no knee, only idle power."""
+    clock_mhz = observation.supported_clocks_mhz[0]
+    decision = ClockDecision(
+        gpu=observation.gpu, clock_mhz=clock_mhz, cause=Cause.IDLE, reason="parked: no model lives here"
+    )
+    return decision, MiadState(clock_mhz=clock_mhz)

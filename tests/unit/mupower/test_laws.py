@@ -74,6 +74,9 @@ def test_miad_stays_on_supported_clocks_at_or_above_the_knee(seen: GpuObservatio
         assert decision.clock_mhz is None
         assert decision.cause is Cause.STALE
         assert decision.reason == "a test said so"
+    elif not seen.models:
+        assert decision.clock_mhz == seen.supported_clocks_mhz[0]
+        assert decision.cause is Cause.IDLE
     else:
         assert decision.clock_mhz in seen.supported_clocks_mhz
         assert decision.clock_mhz is not None
