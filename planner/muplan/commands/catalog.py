@@ -1,0 +1,131 @@
+"""``muplan catalog``: the models and GPUs that come with muServe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from muplan.catalog import CatalogEntry, catalog_entry, catalog_names
+from muserve.errors import InputError
+from muserve.gpu.parts import Part, load_part, part_names
+
+_UNITS = {
+    "bandwidth_gbs": "GB/s",
+    "idle_default_w": "W",
+    "idle_w": "W",
+    "knee_mhz": "MHz",
+    "limit_w": "W",
+    "switch_call_ms": "ms",
+    "switch_settle_ms": "ms",
+}
+
+
+@click.command(help="List the models and GPUs that come with muServe, or show one of them in full.")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def command(name: str | None, as_json: bool) -> None:
+    if name is not None and name not in (*catalog_names(), *part_names()):
+        known = ", ".join([*catalog_names(), *part_names()])
+        raise InputError(f"the catalogue has no {name!r}: expected one of {known}")
+    models = [catalog_entry(n) for n in catalog_names() if name in (None, n)]
+    gpus = [load_part(n) for n in part_names() if name in (None, n)]
+    if as_json:
+        document = {"models": [asdict(model) for model in models], "gpus": [asdict(gpu) for gpu in gpus]}
+        click.echo(json.dumps(document, indent=2, sort_keys=True))
+        return
+    if name is None:
+        _show(_model_table(models), _gpu_table(gpus))
+    elif models:
+        _show(_model_table(models))
+        click.echo(models[0].describes)
+    else:
+        _show(_figure_table(gpus[0]))
+
+
+def _show(*tables: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)
+
+
+def _model_table(models: list[CatalogEntry]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Models", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("parameters", justify="right")
+    table.add_column("weights", justify="right")
+    table.add_column("inputs")
+    table.add_column("profiled at")
+    for model in models:
+        table.add_row(
+            model.name,
+            model.kind.value,
+            f"{model.parameters / 1e6:,.1f} M",
+            f"{model.weight_bytes / 1e6:,.0f} MB",
+            _plain("\n".join(model.inputs)),
+            ", ".join(f"{axis} {size}" for axis, size in model.default_dims.items()) or "-",
+        )
+    return table
+
+
+def _gpu_table(gpus: list[Part]) -> Any:
+    from rich.table import Table
+
+    table = Table(
+        title="GPUs", title_justify="left", caption="muplan catalog GPU shows every figure's source"
+    )
+    table.add_column("name", no_wrap=True)
+    for heading in ("clocks MHz", "knee MHz", "memory", "bandwidth", "peak TFLOPS", "limit", "idle"):
+        table.add_column(heading, justify="right")
+    for gpu in gpus:
+        table.add_row(
+            gpu.name,
+            f"{gpu.clocks_mhz[0]}-{gpu.top_clock_mhz}",
+            str(gpu.knee_mhz),
+            f"{gpu.memory_bytes / 2**30:.1f} GiB",
+            f"{gpu.bandwidth_gbs:g} GB/s",
+            ", ".join(f"{dtype} {peak:g}" for dtype, peak in sorted(gpu.peak_tflops.items())),
+            f"{gpu.limit_w:g} W",
+            f"{gpu.idle_w:g} W",
+        )
+    return table
+
+
+def _figure_table(gpu: Part) -> Any:
+    from rich.table import Table
+
+    table = Table(title=gpu.name, title_justify="left", show_lines=True)
+    for heading in ("figure", "value", "basis", "source"):
+        table.add_column(heading)
+    for field, source in sorted(gpu.sources.items()):
+        value = _figure(gpu, field)
+        table.add_row(field, _plain(value), source.basis.value, _plain(source.text))
+    return table
+
+
+def _figure(gpu: Part, field: str) -> str:
+    """One figure of a part in words; long lists by their ends."""
+    value = getattr(gpu, field, "")
+    if field == "clocks_mhz":
+        return f"{len(gpu.clocks_mhz)} clocks, {gpu.clocks_mhz[0]}-{gpu.top_clock_mhz} MHz"
+    if field == "busy_curves":
+        return "\n".join(f"{c.name}: k {c.sensitivity:g}, {len(c.points)} clocks" for c in gpu.busy_curves)
+    if field == "memory_bytes":
+        return f"{gpu.memory_bytes / 2**30:.2f} GiB"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item:g}" for key, item in sorted(value.items()))
+    return f"{value:g} {_UNITS.get(field, '')}".strip() if isinstance(value, int | float) else str(value)
+
+
+def _plain(text: str) -> Any:
+    """Text that rich must not read as markup."""
+    from rich.text import Text
+
+    return Text(text)

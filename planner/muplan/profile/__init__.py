@@ -1,0 +1,1 @@
+"""What models cost: operator counts, shapes, and the roofline that turns them into time laws."""

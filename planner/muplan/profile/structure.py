@@ -1,0 +1,116 @@
+"""Which operators of a linearised ONNX graph travel, and which tensors cross a cut.
+
+The order is the one the file stores, which ONNX requires to be topological. Two kinds of operator
+belong to no partition in particular and are repeated wherever their result is needed:
+
+* constant expressions, such as the transposition of a weight;
+* shape arithmetic on public inputs, such as the target shape of a Reshape: a few integers, which would
+  otherwise cross every cut.
+
+Operators that no public output depends on belong nowhere: runtimes drop them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+_SHAPE_SOURCES = frozenset({"Shape", "Size"})
+_SHAPE_ARITHMETIC = frozenset(
+    {
+        *("Abs", "Add", "And", "Cast", "Ceil", "Concat", "Div", "Equal", "Floor", "Gather", "Greater"),
+        *("Identity", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "ReduceProd", "Reshape"),
+        *("Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    }
+)
+_RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomUniform"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """The linearised graph.
+
+    ``owned`` are the positions of operators that belong to exactly one partition; all others are repeated
+    where needed, or dead. ``producers`` maps a tensor to its operator's position,
+    ``constants`` are the initialisers, ``inputs`` and ``outputs`` the public tensors in graph order.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    owned: frozenset[int]
+    producers: dict[str, int]
+    constants: dict[str, onnx.TensorProto]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def needs(self, position: int) -> Iterator[str]:
+        """Tensors that the operator at ``position`` reads, seen through repeated operators.
+
+        Yields initialisers, public inputs and results of owned operators; a name may come twice.
+        """
+        pending = [name for name in self.nodes[position].input if name]
+        visited: set[int] = set()
+        while pending:
+            name = pending.pop()
+            source = self.producers.get(name)
+            if source is None or source in self.owned:
+                yield name
+            elif source not in visited:
+                visited.add(source)
+                pending.extend(n for n in self.nodes[source].input if n)
+
+    def crossing(self) -> tuple[tuple[str, ...], ...]:
+        """For every position, the results of owned operators up to it that later ones still read."""
+        last_use: dict[str, int] = {}
+        for position in sorted(self.owned):
+            last_use.update((name, position) for name in self.needs(position) if name in self.producers)
+        live: dict[str, None] = {}
+        result = []
+        for position, node in enumerate(self.nodes):
+            if position in self.owned:
+                live.update((name, None) for name in node.output if last_use.get(name, -1) > position)
+                live = {name: None for name in live if last_use[name] > position}
+            result.append(tuple(live))
+        return tuple(result)
+
+
+def structure(model: onnx.ModelProto) -> Structure:
+    """The structure of ``model``, whose operators must be in topological order."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    inputs = tuple(value.name for value in model.graph.input if value.name not in constants)
+    live = _live(model)
+    constant, shape = set(constants), set[str]()
+    owned = []
+    for position, node in enumerate(model.graph.node):
+        read = {name for name in node.input if name}
+        if node.op_type not in _RANDOM and read <= constant:
+            constant.update(node.output)
+        elif (node.op_type in _SHAPE_SOURCES and read <= set(inputs)) or (
+            node.op_type in _SHAPE_ARITHMETIC and read <= constant | shape
+        ):
+            shape.update(node.output)
+        elif position in live:
+            owned.append(position)
+    return Structure(
+        nodes=tuple(model.graph.node),
+        owned=frozenset(owned),
+        producers={name: i for i, node in enumerate(model.graph.node) for name in node.output if name},
+        constants=constants,
+        inputs=inputs,
+        outputs=tuple(value.name for value in model.graph.output),
+    )
+
+
+def _live(model: onnx.ModelProto) -> frozenset[int]:
+    """Positions of operators that some public output depends on."""
+    wanted = {value.name for value in model.graph.output}
+    live = set()
+    for position in reversed(range(len(model.graph.node))):
+        node = model.graph.node[position]
+        if wanted.intersection(node.output):
+            live.add(position)
+            wanted.update(node.input)
+    return frozenset(live)

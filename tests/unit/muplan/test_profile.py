@@ -1,0 +1,259 @@
+"""Operator counts against published figures, and the laws of the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from muplan.catalog import default_dims, load_graph, load_llm
+from muplan.profile.llm import decode_growth_ms, decode_law, parse_llm, prefill_law
+from muplan.profile.operators import OperatorCost, graph_dtype, operator_costs
+from muplan.profile.roofline import GRAPH_RUNTIME, KernelTime, operator_time
+from muplan.profile.shapes import dynamic_axes, infer_shapes, symbolic_dims, tensor_specs
+from muplan.sensitivity import stage_law
+from muserve.errors import InputError
+from muserve.gpu.parts import Part, load_part
+from muserve.plan import Basis, Phase
+
+
+@pytest.fixture(scope="module")
+def v100() -> Part:
+    return load_part("V100-16GB")
+
+
+def costs_of(name: str, batch: int = 1) -> tuple[OperatorCost, ...]:
+    return operator_costs(load_graph(name), batch, default_dims(name))
+
+
+def matrix_gmacs(costs: tuple[OperatorCost, ...]) -> float:
+    return sum(cost.flops for cost in costs if cost.matrix) / 2e9
+
+
+def test_resnet_50_has_the_published_multiply_adds() -> None:
+    """4.09 GMACs at 224 x 224: He et al. 2016 with the stride in the 3x3 filter (torchvision: 4.09)."""
+    assert matrix_gmacs(costs_of("resnet-50")) == pytest.approx(4.09, abs=0.01)
+
+
+def test_bert_base_has_the_published_multiply_adds() -> None:
+    """85 M encoder weights x 128 tokens + 2 x 12 x 128^2 x 768 for attention: 11.2 GMACs, 22.4 GFLOPs."""
+    costs = costs_of("bert-base")
+    assert matrix_gmacs(costs) == pytest.approx(11.17, abs=0.02)
+    assert sum(cost.flops for cost in costs) == pytest.approx(22.4e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["bert-base", "resnet-50"])
+def test_work_scales_with_the_batch_and_weights_do_not(name: str) -> None:
+    one, four = costs_of(name), costs_of(name, batch=4)
+    assert matrix_gmacs(four) == pytest.approx(4 * matrix_gmacs(one))
+    assert sum(c.weight_bytes for c in four) == sum(c.weight_bytes for c in one)
+    last = max(index for index, cost in enumerate(one) if cost.cuttable)
+    assert four[last].cut_bytes == 4 * one[last].cut_bytes
+
+
+def test_layers_cross_a_bert_cut_as_hidden_states_and_mask_only() -> None:
+    """Shape arithmetic on the public inputs is repeated, not sent."""
+    between = [cost for cost in costs_of("bert-base") if cost.op_type == "LayerNormalization"][1:-2]
+    assert {len(cost.crossing) for cost in between} == {2}
+    assert {cost.cut_bytes for cost in between} == {128 * 768 * 4 + 128 * 4}
+
+
+def test_a_cut_never_tears_a_fused_kernel_apart() -> None:
+    for name in ("bert-base", "resnet-50"):
+        costs = costs_of(name)
+        for place, following in pairwise(costs):
+            if place.cuttable:
+                assert following.launches
+                assert 1 <= len(place.crossing) <= 4
+
+
+def test_elementwise_operators_fuse_into_the_kernel_before_them() -> None:
+    costs = {cost.name: cost for cost in costs_of("resnet-50")}
+    fused = [cost for cost in costs.values() if cost.op_type in ("Relu", "Add")]
+    assert not any(cost.launches or cost.bytes_written for cost in fused)
+    assert sum(cost.launches for cost in costs.values()) == 53 + 3  # convolutions; pool, mean, classifier
+
+
+def test_shapes_follow_the_axes() -> None:
+    model = load_graph("bert-base")
+    assert dynamic_axes(model) == ("batch", "sequence")
+    shapes = infer_shapes(model, {"batch": 2, "sequence": 7})
+    assert shapes["last_hidden_state"].dims == (2, 7, 768)
+    softmax = next(n.output[0] for n in model.graph.node if n.op_type == "Softmax")
+    assert symbolic_dims(model)[softmax][1] == ("batch", 12, "sequence", "sequence")
+    inputs, outputs = tensor_specs(model)
+    assert [(spec.name, spec.dims) for spec in inputs] == [
+        ("input_ids", (None, None)),
+        ("attention_mask", (None, None)),
+    ]
+    assert [(spec.name, spec.dims) for spec in outputs] == [
+        ("last_hidden_state", (None, None, 768)),
+        ("pooler_output", (None, 768)),
+    ]
+
+
+def test_shape_arithmetic_that_onnx_cannot_follow_is_evaluated() -> None:
+    """The target of the Reshape comes through a TopK, which has no data propagation."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[n, 6] x) => (float[a, b] y)
+        <int64[1] one = {1}, int64[1] twelve = {12}>
+        {
+            shape = Shape(x)
+            largest, where = TopK(shape, one)
+            rest = Div(twelve, largest)
+            target = Concat<axis = 0>(rest, largest)
+            y = Reshape(x, target)
+        }
+    """)
+    assert infer_shapes(model, {"n": 2})["y"].dims == (2, 6)
+
+
+def test_a_missing_size_and_a_data_dependent_shape_are_named() -> None:
+    with pytest.raises(InputError, match="dynamic axis sequence"):
+        operator_costs(load_graph("bert-base"), 1, {})
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[n] x) => (int64[1, m] y) { y = NonZero(x) }
+    """)
+    with pytest.raises(InputError, match="shape of tensor y cannot be inferred"):
+        infer_shapes(model, {"n": 2})
+
+
+def test_sizes_that_do_not_fit_the_graph_are_refused() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[2, n] x, float[5, 2] w) => (float[2, 2] y) { y = MatMul(x, w) }
+    """)
+    assert infer_shapes(model, {"n": 5})["y"].dims == (2, 2)
+    with pytest.raises(InputError, match=r"tensor y cannot be inferred.*Incompatible dimensions"):
+        infer_shapes(model, {"n": 4})
+
+
+def test_graph_dtype_is_that_of_most_weights() -> None:
+    assert graph_dtype(load_graph("bert-base")) == "fp32"
+    half = numpy_helper.from_array(np.ones(10, np.float16), "w")
+    graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "half", [], [], [half])
+    assert graph_dtype(helper.make_model(graph)) == "fp16"
+
+
+def test_an_unknown_dtype_is_refused(v100: Part) -> None:
+    with pytest.raises(InputError, match="no peak for fp8"):
+        operator_time(costs_of("resnet-50")[0], v100, "fp8", GRAPH_RUNTIME.expected)
+
+
+kernel_times = st.builds(
+    KernelTime,
+    launch_ms=st.floats(0.0, 0.02),
+    memory_ms=st.floats(1e-4, 10.0),
+    compute_ms=st.floats(1e-4, 10.0),
+    clocked_memory=st.floats(0.0, 0.2),
+)
+
+
+@given(kernel_times)
+def test_closed_form_sensitivity_is_the_logarithmic_derivative(kernel: KernelTime) -> None:
+    step = 1e-5
+    slope = (kernel.at(1 + step) - kernel.at(1 - step)) / (2 * step) / kernel.latency_ms
+    assert kernel.sensitivity == pytest.approx(slope, abs=1e-6)
+    assert 0 <= kernel.sensitivity <= 1
+
+
+@given(kernel_times, st.floats(1.0, 3.0))
+def test_time_stays_between_flat_and_inverse_clock(kernel: KernelTime, clock_ratio: float) -> None:
+    assert kernel.latency_ms <= kernel.at(clock_ratio) * (1 + 1e-12)
+    assert kernel.at(clock_ratio) <= kernel.latency_ms * clock_ratio * (1 + 1e-12)
+
+
+def test_a_free_operator_takes_no_time() -> None:
+    nothing = KernelTime(launch_ms=0, memory_ms=0, compute_ms=0, clocked_memory=0.03)
+    assert nothing.latency_ms == 0
+    assert nothing.sensitivity == 0
+
+
+@pytest.mark.parametrize("name", ["bert-base", "resnet-50"])
+def test_stage_laws_are_modelled_and_their_range_holds_the_value(name: str, v100: Part) -> None:
+    law = stage_law(costs_of(name), v100, "fp32")
+    assert law.phase is Phase.INFERENCE
+    assert law.basis is Basis.MODELLED
+    assert law.sensitivity.basis is Basis.MODELLED
+    assert 0 <= law.sensitivity.low < law.sensitivity.value < law.sensitivity.high <= 1
+
+
+def test_stage_times_add_up(v100: Part) -> None:
+    costs = costs_of("bert-base")
+    halves = [stage_law(part, v100, "fp32") for part in (costs[:200], costs[200:])]
+    whole = stage_law(costs, v100, "fp32")
+    assert sum(law.latency_ms for law in halves) == pytest.approx(whole.latency_ms)
+    assert sum(law.latency_ms * law.sensitivity.value for law in halves) == pytest.approx(
+        whole.latency_ms * whole.sensitivity.value
+    )
+
+
+def test_batches_and_narrow_types_move_bert_between_the_bounds(v100: Part) -> None:
+    """Big fp32 batches are bound by compute, one fp16 request by launches and weight traffic."""
+    assert stage_law(costs_of("bert-base", batch=32), v100, "fp32").sensitivity.value > 0.9
+    assert stage_law(costs_of("bert-base"), v100, "fp16").sensitivity.value < 0.2
+
+
+def test_bert_base_latency_is_near_the_published_one(v100: Part) -> None:
+    """1.7 ms: 12-layer fp16 BERT, batch 1, 128 tokens, V100, ONNX Runtime (Microsoft, January 2020)."""
+    assert stage_law(costs_of("bert-base"), v100, "fp16").latency_ms == pytest.approx(1.7, rel=0.25)
+
+
+def test_opt_has_its_published_size() -> None:
+    llm = load_llm("opt-1.3b")
+    assert llm.parameters == 1_315_758_080  # transformers, OPTForCausalLM.num_parameters()
+    assert llm.kv_bytes_per_token == 2 * 24 * 2048 * 2
+    assert llm.weight_bytes == 2 * llm.parameters
+
+
+def test_opt_on_a_v100_decodes_and_reads_at_plausible_speed(v100: Part) -> None:
+    llm = load_llm("opt-1.3b")
+    decode = decode_law(llm, v100, 1, 512)
+    assert 5 < decode.latency_ms < 8
+    assert decode.sensitivity.value < 0.1
+    assert decode.phase is Phase.DECODE
+    prefill = prefill_law(llm, v100, 256)
+    assert 8 < prefill.latency_ms < 40
+    assert prefill.phase is Phase.PREFILL
+
+
+@given(tokens=st.integers(1, 2000))
+def test_longer_prompts_take_longer_and_feel_the_clock_more(tokens: int) -> None:
+    llm, part = load_llm("opt-1.3b"), load_part("V100-16GB")
+    short, long = prefill_law(llm, part, tokens), prefill_law(llm, part, tokens + 48)
+    assert short.latency_ms < long.latency_ms
+    assert short.sensitivity.value < long.sensitivity.value
+
+
+@pytest.mark.parametrize("slots", [2, 8, 32])
+def test_decode_growth_joins_its_ends(slots: int, v100: Part) -> None:
+    llm = load_llm("opt-1.3b")
+    growth = decode_growth_ms(llm, v100, slots, 512)
+    one, full = (decode_law(llm, v100, batch, 512).latency_ms for batch in (1, slots))
+    assert growth > 0
+    assert one + (slots - 1) * growth == pytest.approx(full)
+    assert decode_growth_ms(llm, v100, 1, 512) == 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (lambda text: text.replace('"layers": 24', '"layers": "many"'), "layers"),
+        (lambda text: text.replace('"layers"', '"leyers"'), "leyers: unknown key|layers: required key"),
+        (lambda text: text.replace("fp16", "fp5"), "dtype: expected one of fp16, fp32"),
+        (lambda text: text[:-5], "not valid JSON"),
+    ],
+)
+def test_a_bad_architecture_is_named(edit: Callable[[str], str], complaint: str) -> None:
+    from muplan.catalog import llm_bytes
+
+    with pytest.raises(InputError, match=complaint):
+        parse_llm(edit(llm_bytes("opt-1.3b").decode()), "opt.json")
