@@ -113,6 +113,17 @@ def test_a_session_without_an_array_names_the_initialiser() -> None:
         open_session(model, weights, threads=1)
 
 
+def test_a_session_on_cuda_needs_an_onnx_runtime_with_cuda() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    model = strip_weights(mlp(), 0)
+
+    with pytest.raises(InputError, match="CUDA device 1 is asked for.*onnxruntime-gpu"):
+        open_session(model, fill_weights(model, 0), threads=1, cuda_device=1)
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_weights_come_back_from_a_file(tmp_path: Path, suffix: str) -> None:
     model = strip_weights(mlp(), 0)
