@@ -1,0 +1,34 @@
+"""The predictor that runs inside Triton: the trained one that comes with the package, or the user's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from muserve.length_model import LengthModel
+
+DEFAULT_MODEL = Path(__file__).parent / "default"
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPredictor:
+    """Expected answer length of a prompt; deterministic, about a millisecond on one core."""
+
+    model: LengthModel
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> LengthPredictor:
+        """Open the predictor in directory ``path`` (default: the packaged one).
+
+        Raises InputError, naming the file, when it is missing, broken or needs other features.
+        """
+        return cls(LengthModel.load(DEFAULT_MODEL if path is None else path))
+
+    @property
+    def mean_tokens(self) -> float:
+        """What to assume of a request whose prediction failed."""
+        return self.model.mean_tokens
+
+    def predict(self, text: str) -> float:
+        """Expected (mean, not most likely class) number of answer tokens, >= 1, for any string."""
+        return self.model.predict(text)
