@@ -1,0 +1,112 @@
+"""Puts the plan together from what the steps before it found out. Pure but for the part catalogue.
+
+Predictions are rounded far below their error: the last digits of a float differ between Python versions,
+and a plan should be the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muplan.placement import Placement
+from muplan.spec import ClusterSpec, SpecFile
+from muplan.staging import Partition, StagedModel, isolated_latency_ms
+from muplan.workload import Slot
+from muserve import __version__
+from muserve.gpu.parts import load_part
+from muserve.plan import PLAN_VERSION, GpuPlan, ModelPlan, PartitionPlan, Plan, ReplicaPlan
+
+
+def cluster_slots(cluster: ClusterSpec) -> tuple[Slot, ...]:
+    """Every GPU of the cluster in the spec's order; InputError for a part the catalogue does not have."""
+    parts = {group.part: load_part(group.part) for node in cluster.nodes for group in node.gpus}
+    slots = []
+    for node in cluster.nodes:
+        groups = [group for group in node.gpus for _ in range(group.count)]
+        for index, group in enumerate(groups):
+            slot = Slot(
+                name=f"{node.name}/gpu{index}",
+                node=node.name,
+                index=index,
+                part=parts[group.part],
+                virtual=group.virtual,
+            )
+            slots.append(slot)
+    return tuple(slots)
+
+
+def assemble_plan(
+    spec_file: SpecFile, slots: Sequence[Slot], staged: Sequence[StagedModel], placement: Placement
+) -> Plan:
+    """The plan, with models in the order of ``staged`` and GPUs in that of ``slots``."""
+    gpus = tuple(_gpu_plan(slot, placement, position) for position, slot in enumerate(slots))
+    slot_of = {slot.name: slot for slot in slots}
+    return Plan(
+        version=PLAN_VERSION,
+        muserve_version=__version__,
+        spec_sha256=spec_file.sha256,
+        seed=spec_file.spec.seed,
+        objective=spec_file.spec.objective,
+        gpus=gpus,
+        models=tuple(_model_plan(model, placement, slot_of) for model in staged),
+        predicted_power_w=round(placement.point.power_w, 3),
+        default_clock_power_w=round(placement.default_point.power_w, 3),
+        profile_fingerprints={model.spec.name: model.source.fingerprint for model in staged},
+    )
+
+
+def _gpu_plan(slot: Slot, placement: Placement, position: int) -> GpuPlan:
+    point = placement.point.gpus[position]
+    return GpuPlan(
+        name=slot.name,
+        node=slot.node,
+        index=slot.index,
+        part=slot.part.name,
+        virtual=slot.virtual,
+        uuid=f"VGPU-{slot.node}-{slot.index}" if slot.virtual else None,
+        initial_clock_mhz=point.clock_mhz,
+        initial_clock_reason=placement.clock_reasons[position],
+        memory_bytes=slot.part.memory_bytes,
+        memory_used_bytes=point.memory_used_bytes,
+        predicted_utilisation=round(point.busy_share, 6),
+        predicted_power_w=round(point.power_w, 3),
+    )
+
+
+def _model_plan(model: StagedModel, placement: Placement, slot_of: dict[str, Slot]) -> ModelPlan:
+    names = [demand.name for demand in placement.demands]
+    demand = model.demand
+    parts = {slot.part.name: slot.part for slot in slot_of.values()}
+    return ModelPlan(
+        name=demand.name,
+        kind=demand.kind,
+        source=model.spec.source,
+        slo_ms=demand.slo_ms,
+        attainment_target=demand.attainment_target,
+        isolated_latency_ms=round(isolated_latency_ms(demand, parts)[0], 6),
+        rate_rps=demand.rate_rps,
+        burstiness_cv=demand.burstiness_cv,
+        mean_output_tokens=demand.output_tokens,
+        predicted_attainment=round(placement.point.attainment[names.index(demand.name)], 6),
+        partitions=tuple(
+            _partition_plan(partition, slot_of[placement.gpu_of[partition.stage.name]])
+            for partition in model.partitions
+        ),
+    )
+
+
+def _partition_plan(partition: Partition, slot: Slot) -> PartitionPlan:
+    return PartitionPlan(
+        name=partition.stage.name,
+        first_operator=partition.first_operator,
+        last_operator=partition.last_operator,
+        operators=partition.operators,
+        input_tensors=partition.inputs,
+        output_tensors=partition.outputs,
+        flops=partition.flops,
+        weight_bytes=partition.weight_bytes,
+        memory_bytes=partition.stage.memory_bytes,
+        transfer_bytes=partition.transfer_bytes,
+        laws=partition.stage.laws[slot.part.name],
+        replicas=(ReplicaPlan(gpu=slot.name),),
+    )

@@ -1,0 +1,43 @@
+"""``muplan generate``: plan a spec and write its Triton model repository."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from muplan.spec import read_spec
+from muplan.summary import summary_document, summary_table
+
+# Without a terminal rich assumes 80 columns, which breaks every cell of the table.
+_PIPED_COLUMNS = 160
+
+
+@click.command("generate")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory for the plan and the repositories: new, empty, or written by muplan before.",
+)
+@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="Replaces the spec's seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(spec: Path, output: Path, seed: int | None, as_json: bool) -> None:
+    """Plan SPEC and write plan.json and one Triton model repository for each node."""
+    # Imported here because it brings gRPC along, which --help has no use for.
+    from muplan.pipeline import generate
+
+    def on_progress(sentence: str) -> None:
+        click.echo(f"muplan: {sentence}", err=True)
+
+    plan = generate(read_spec(spec, seed=seed), output, on_progress)
+    if as_json:
+        click.echo(json.dumps(summary_document(plan, output), indent=2))
+        return
+    console = Console()
+    console.width = console.width if console.is_terminal else _PIPED_COLUMNS
+    console.print(summary_table(plan, output))

@@ -1,0 +1,117 @@
+"""Why no placement keeps the SLOs, and the smallest changes that would help. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from muplan.operating import ClusterModel
+from muplan.placement import SLO_GUARD, Placement, Search
+from muplan.workload import Demand, Slot
+from muserve.errors import InfeasiblePlanError
+from muserve.plan import ModelKind
+
+_MOST_MORE_GPUS = 8
+_BISECTIONS = 10
+
+
+def infeasible(placement: Placement, slots: Sequence[Slot]) -> InfeasiblePlanError:
+    """The error for a placement whose score is not feasible: model, binding constraint, what would help."""
+    demands = placement.demands
+    worst = min(
+        range(len(demands)),
+        key=lambda m: placement.point.attainment[m] - demands[m].attainment_target,
+    )
+    if placement.score.overflow_bytes:
+        worst = max(range(len(demands)), key=lambda m: sum(s.memory_bytes for s in demands[m].stages))
+    helps = _helpful_changes(demands, worst, slots, memory_bound=placement.score.overflow_bytes > 0)
+    advice = f"; it would fit with {' or '.join(helps)}" if helps else ""
+    return InfeasiblePlanError(f"no feasible plan: {_constraint(placement, worst, slots)}{advice}")
+
+
+def _constraint(placement: Placement, worst: int, slots: Sequence[Slot]) -> str:
+    demand = placement.demands[worst]
+    if placement.score.overflow_bytes:
+        need = sum(stage.memory_bytes for d in placement.demands for stage in d.stages)
+        have = sum(slot.part.memory_bytes for slot in slots)
+        return (
+            f"model {demand.name}: memory: the partitions need {need / 1e9:.1f} GB and the "
+            f"{len(slots)} GPUs have {have / 1e9:.1f} GB, which does not pack"
+        )
+    gpus = sorted({placement.gpu_of[stage.name] for stage in demand.stages})
+    busy = max(g.busy_share for g, s in zip(placement.point.gpus, slots, strict=True) if s.name in gpus)
+    what = "slots or GPU time" if demand.kind is ModelKind.GENERATIVE else "GPU time"
+    limit = f"its {what} at {demand.rate_rps:g} requests/s" if busy > 0.99 else "waiting for the shared GPU"
+    return (
+        f"model {demand.name}: {limit}: {placement.point.attainment[worst]:.1%} of its requests would meet "
+        f"{SLO_GUARD:.0%} of the SLO of {demand.slo_ms:g} ms at the top clock on {', '.join(gpus)}, "
+        f"expected {demand.attainment_target:.1%}"
+    )
+
+
+def _helpful_changes(
+    demands: Sequence[Demand], worst: int, slots: Sequence[Slot], *, memory_bound: bool
+) -> list[str]:
+    helps = []
+    more = _more_gpus(demands, worst, slots)
+    if more is not None:
+        helps.append(more)
+    if memory_bound:
+        return helps
+
+    def with_slo(factor: float) -> list[Demand]:
+        return _changed(demands, worst, slo_ms=demands[worst].slo_ms * factor)
+
+    def with_rate(factor: float) -> list[Demand]:
+        return _changed(demands, worst, rate_rps=demands[worst].rate_rps / factor)
+
+    slo_factor = _smallest_factor(lambda factor: _feasible(with_slo(factor), slots))
+    if slo_factor is not None:
+        helps.append(f"slo_ms: {math.ceil(demands[worst].slo_ms * slo_factor)}")
+    rate_factor = _smallest_factor(lambda factor: _feasible(with_rate(factor), slots))
+    if rate_factor is not None:
+        helps.append(f"rate_rps: {_rounded_down(demands[worst].rate_rps / rate_factor):g}")
+    return helps
+
+
+def _more_gpus(demands: Sequence[Demand], worst: int, slots: Sequence[Slot]) -> str | None:
+    """How many more of the cluster's largest GPU would help."""
+    largest = max(slots, key=lambda slot: slot.part.memory_bytes)
+    spare = [replace(largest, name=f"{largest.name}+{i}") for i in range(_MOST_MORE_GPUS)]
+    if not _feasible([demands[worst]], spare[: len(demands[worst].stages)]):
+        return None  # not even with GPUs of its own
+    for more in range(1, _MOST_MORE_GPUS + 1):
+        if _feasible(demands, [*slots, *spare[:more]]):
+            return f"{more} more {largest.part.name}"
+    return None
+
+
+def _changed(demands: Sequence[Demand], model: int, **changes: float) -> list[Demand]:
+    changed = replace(demands[model], **changes)  # type: ignore[arg-type]
+    return [*demands[:model], changed, *demands[model + 1 :]]
+
+
+def _feasible(demands: Sequence[Demand], slots: Sequence[Slot]) -> bool:
+    guarded = [replace(demand, slo_ms=demand.slo_ms * SLO_GUARD) for demand in demands]
+    return Search(ClusterModel(guarded, slots), any_feasible=True).best()[1].feasible
+
+
+def _smallest_factor(helps: Callable[[float], bool]) -> float | None:
+    """The smallest factor up to 10 that helps, to about 1 %; None when even 10 does not."""
+    low, high = 1.0, 10.0
+    if not helps(high):
+        return None
+    for _ in range(_BISECTIONS):
+        middle = (low * high) ** 0.5
+        if helps(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _rounded_down(value: float) -> float:
+    """``value`` with three significant digits, never larger."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return math.floor(value / unit) * unit

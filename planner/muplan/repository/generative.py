@@ -1,0 +1,135 @@
+"""A generative model in Triton: an ensemble of the length predictor and the engine.
+
+Inputs and outputs are those of Triton's vLLM backend. The predictor hands its estimate and the priority
+made from it to the engine as tensors; the engine's inputs for them are optional, so that it can be
+called directly as well.
+"""
+
+from __future__ import annotations
+
+from muplan.repository.model_config import Step, Tensor, ensemble, python_model
+from muplan.repository.triton_model import TritonModel, common_parameters, number
+from muplan.spec import SpecFile
+from muplan.staging import StagedModel
+from muserve.plan import GpuPlan, ModelPlan, Phase, Plan
+
+TEXT = Tensor(name="text_input", dtype="STRING", dims=(1,))
+STREAM = Tensor(name="stream", dtype="BOOL", dims=(1,), optional=True)
+SAMPLING = Tensor(name="sampling_parameters", dtype="STRING", dims=(1,), optional=True)
+EXCLUDE = Tensor(name="exclude_input_in_output", dtype="BOOL", dims=(1,), optional=True)
+ANSWER = Tensor(name="text_output", dtype="STRING", dims=(-1,))
+PREDICTED = Tensor(name="predicted_tokens", dtype="FP32", dims=(1,), optional=True)
+PRIORITY = Tensor(name="priority", dtype="UINT64", dims=(1,), optional=True)
+ARRIVAL = Tensor(name="arrival_ms", dtype="UINT64", dims=(1,), optional=True)
+
+_PUBLIC = (TEXT, STREAM, SAMPLING, EXCLUDE)
+_ADVICE = (PREDICTED, PRIORITY, ARRIVAL)
+
+
+def generative_configs(
+    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile
+) -> tuple[TritonModel, ...]:
+    """The ensemble that clients call, the predictor and the engine."""
+    gpu = plan.gpu(model.partitions[0].replicas[0].gpu)
+    return (
+        _ensemble(model, gpu),
+        _predictor(model, gpu, staged, spec_file),
+        _engine(model, gpu, staged, spec_file),
+    )
+
+
+def _ensemble(model: ModelPlan, gpu: GpuPlan) -> TritonModel:
+    predictor = Step(
+        model=_predictor_name(model),
+        inputs=_same(TEXT, SAMPLING),
+        outputs=_same(*_ADVICE),
+    )
+    engine = Step(model=model.partitions[0].name, inputs=_same(*_PUBLIC, *_ADVICE), outputs=_same(ANSWER))
+    return TritonModel(
+        config=ensemble(
+            model.name,
+            inputs=_PUBLIC,
+            outputs=(ANSWER,),
+            steps=(predictor, engine),
+            parameters=common_parameters(model, gpu),
+            gpu_name=gpu.name,
+        )
+    )
+
+
+def _predictor(model: ModelPlan, gpu: GpuPlan, staged: StagedModel, spec_file: SpecFile) -> TritonModel:
+    engine = model.partitions[0]
+    # Order matters when the engine is busy: a token then costs a step with all slots running.
+    growth_ms = staged.demand.decode_growth_ms[gpu.part] * (staged.demand.slots - 1)
+    parameters = {
+        **common_parameters(model, gpu),
+        "const_ms": number(engine.law(Phase.PREFILL).latency_ms),
+        "ms_per_token": number(engine.law(Phase.DECODE).latency_ms + growth_ms),
+        "alpha": number(spec_file.spec.predictor.alpha),
+    }
+    node_files = {}
+    if spec_file.spec.predictor.file is not None:
+        parameters["predictor_file"] = "predictor"
+        node_files["predictor"] = spec_file.resolve(spec_file.spec.predictor.file)
+    return TritonModel(
+        config=python_model(
+            _predictor_name(model),
+            inputs=(TEXT, SAMPLING),
+            outputs=_ADVICE,
+            parameters=parameters,
+            gpu=None,
+            gpu_name=gpu.name,
+        ),
+        shim="length_predictor",
+        node_files=node_files,
+    )
+
+
+def _engine(model: ModelPlan, gpu: GpuPlan, staged: StagedModel, spec_file: SpecFile) -> TritonModel:
+    engine = staged.spec.token_engine
+    partition = model.partitions[0]
+    prefill, decode = partition.law(Phase.PREFILL), partition.law(Phase.DECODE)
+    parameters = {
+        **common_parameters(model, gpu),
+        "engine": engine.name,
+        "slots": str(engine.slots),
+        "queue_limit": str(engine.queue_limit),
+        "queue_order": spec_file.spec.serving.order,
+        "alpha": number(spec_file.spec.predictor.alpha),
+        "prefill_ms": number(prefill.latency_ms),
+        "prefill_sensitivity": number(prefill.sensitivity.value),
+        "decode_ms": number(decode.latency_ms),
+        "decode_sensitivity": number(decode.sensitivity.value),
+        "decode_ms_per_running_request": number(staged.demand.decode_growth_ms[gpu.part]),
+        "predictor_model": _predictor_name(model),
+    }
+    node_files = {}
+    if engine.answers is not None:
+        name = f"answers/{model.name}.jsonl"
+        parameters["answers_file"] = name
+        node_files[name] = spec_file.resolve(engine.answers)
+    if staged.spec.tokenizer is not None:
+        name = f"tokenizers/{model.name}.json"
+        parameters["tokenizer_file"] = name
+        node_files[name] = spec_file.resolve(staged.spec.tokenizer)
+    return TritonModel(
+        config=python_model(
+            partition.name,
+            inputs=(*_PUBLIC, *_ADVICE),
+            outputs=(ANSWER,),
+            parameters=parameters,
+            gpu=gpu.index,
+            gpu_name=gpu.name,
+            decoupled=True,
+        ),
+        shim="llm_engine",
+        node_files=node_files,
+    )
+
+
+def _predictor_name(model: ModelPlan) -> str:
+    return f"{model.name}_length_predictor"
+
+
+def _same(*tensors: Tensor) -> dict[str, str]:
+    return {tensor.name: tensor.name for tensor in tensors}

@@ -1,0 +1,252 @@
+"""The spec a user writes: the cluster, the models, their SLOs and their load.
+
+The published JSON Schema (``muplan/spec.schema.json``) is generated from these classes by
+``tools/regenerate_model_repository.py``. Every mistake is one ``InputError`` sentence that names the
+file, the key, the value and what was expected. Reading a spec touches no file but the spec itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from muplan.spec_text import read_mapping
+from muserve.errors import InputError, input_error
+from muserve.plan import ModelKind
+
+SCHEMA_FILE = Path(__file__).with_name("spec.schema.json")
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=4096)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class GpuGroupSpec(_Section):
+    """``count`` equal GPUs of a node; ``part`` names an entry of the GPU catalogue."""
+
+    part: str
+    count: Count = 1
+    virtual: bool = Field(default=False, description="Simulate these GPUs instead of using devices.")
+
+
+class NodeSpec(_Section):
+    """One machine that runs one Triton. GPUs are numbered over all its groups, from 0."""
+
+    name: NodeName
+    gpus: Annotated[tuple[GpuGroupSpec, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_world(self) -> Self:
+        if len({group.virtual for group in self.gpus}) > 1:
+            raise ValueError("expected all GPUs of a node to be virtual, or none")
+        return self
+
+
+class ClusterSpec(_Section):
+    """The machines, and how fast a tensor moves between two GPUs of one of them."""
+
+    nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
+    link_gbs: Positive = Field(default=12.0, description="GB/s between two GPUs; PCIe 3 x16 gives 12.")
+
+    @model_validator(mode="after")
+    def _distinct_nodes(self) -> Self:
+        _refuse_duplicates("node", (node.name for node in self.nodes))
+        return self
+
+
+class LoadSpec(_Section):
+    """Mean arrival rate and the coefficient of variation of the gaps (1 = Poisson, more = bursty)."""
+
+    rate_rps: Positive
+    cv: Annotated[float, Field(ge=0, le=50)] = 1.0
+
+
+class TokensSpec(_Section):
+    """Lengths of a generative model's prompts and answers."""
+
+    prompt: Positive = Field(default=256.0, description="Mean tokens of a prompt.")
+    output: Positive = Field(default=256.0, description="Mean tokens of an answer.")
+    output_cv: Annotated[float, Field(ge=0, le=10)] = Field(
+        default=1.0, description="Standard deviation of the answer length over its mean."
+    )
+
+
+class WeightsSpec(_Section):
+    """Where weights come from: a file beside the spec, or a seed for weights without meaning."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    file: str | None = Field(default=None, description=".safetensors or .npz, relative to the spec.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.seed is None) == (self.file is None):
+            raise ValueError("give either seed or file")
+        return self
+
+
+class EngineSpec(_Section):
+    """What generates the tokens of a generative model, and how many answers it works on at once."""
+
+    name: Literal["replay"] = "replay"
+    slots: Annotated[int, Field(ge=1, le=1024)] = 8
+    queue_limit: Annotated[int, Field(ge=1, le=10_000_000)] = 1024
+    answers: str | None = Field(
+        default=None, description="Recorded answers the replay engine gives, relative to the spec."
+    )
+
+
+class ModelSpec(_Section):
+    """One model that clients call by ``name``."""
+
+    name: Name
+    source: Annotated[str, Field(pattern=r"^(catalog|onnx):.+$")] = Field(
+        description="catalog:NAME, or onnx:PATH relative to the spec."
+    )
+    kind: Annotated[ModelKind, Field(strict=False)]
+    slo_ms: Positive | None = Field(default=None, description="Latency limit of one request.")
+    slo_scale: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
+        default=None, description="The limit as a multiple of the isolated latency."
+    )
+    attainment: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.99, description="Share of requests that must meet the limit."
+    )
+    load: LoadSpec
+    partitions: Count = Field(default=1, description="Parts a single-pass model is cut into.")
+    dims: dict[str, Count] = Field(
+        default_factory=dict, description="Typical sizes of a single-pass model's free dimensions."
+    )
+    tokens: TokensSpec | None = None
+    weights: WeightsSpec | None = None
+    engine: EngineSpec | None = None
+    tokenizer: str | None = Field(
+        default=None,
+        description="tokenizer.json for the engine, relative to the spec; replay counts text pieces.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.slo_ms is None) == (self.slo_scale is None):
+            raise ValueError("give either slo_ms or slo_scale")
+        generative = self.kind is ModelKind.GENERATIVE
+        wrong = ("partitions", "dims", "weights") if generative else ("tokens", "engine", "tokenizer")
+        for key in wrong:
+            if key in self.model_fields_set:
+                raise ValueError(f"{key} has no meaning for a {self.kind.value} model")
+        return self
+
+    def triton_names(self) -> tuple[str, ...]:
+        """Every Triton model this model becomes; the first is the one clients call."""
+        if self.kind is ModelKind.GENERATIVE:
+            return (self.name, f"{self.name}_length_predictor", f"{self.name}_engine")
+        if self.partitions == 1:
+            return (self.name,)
+        return (self.name, *(f"{self.name}_stage{i}" for i in range(self.partitions)))
+
+    @property
+    def answer_tokens(self) -> TokensSpec:
+        """Token lengths, with the defaults filled in."""
+        return self.tokens or TokensSpec()
+
+    @property
+    def token_engine(self) -> EngineSpec:
+        """The engine, with the defaults filled in."""
+        return self.engine or EngineSpec()
+
+
+class PredictorSpec(_Section):
+    """How predicted length becomes a priority: arrival + alpha x predicted service time."""
+
+    alpha: Annotated[float, Field(ge=0)] = Field(
+        default=30.0, description="0 = first come first served, .inf = shortest first without aging."
+    )
+    file: str | None = Field(
+        default=None, description="Directory of a trained predictor, relative to the spec."
+    )
+
+
+class ServingSpec(_Section):
+    """Who orders waiting requests, and how."""
+
+    queue: Literal["engine"] = "engine"
+    order: Literal["ssjf", "fcfs"] = "ssjf"
+
+
+class Spec(_Section):
+    """A whole spec."""
+
+    cluster: ClusterSpec
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    objective: Literal["energy"] = "energy"
+    predictor: PredictorSpec = PredictorSpec()
+    serving: ServingSpec = ServingSpec()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _distinct_models(self) -> Self:
+        _refuse_duplicates("model", (model.name for model in self.models))
+        _refuse_duplicates("Triton model", (name for model in self.models for name in model.triton_names()))
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecFile:
+    """A spec, where it was read from, and the SHA-256 of its meaning (comments do not count)."""
+
+    path: Path
+    spec: Spec
+    sha256: str
+
+    def resolve(self, relative: str) -> Path:
+        """A path written in the spec, relative to the spec's directory."""
+        return self.path.parent / Path(relative).expanduser()
+
+
+def read_spec(path: Path, *, seed: int | None = None) -> SpecFile:
+    """Read and validate the spec at ``path``; ``seed`` replaces the spec's own.
+
+    Raises InputError, one sentence, for a file that is missing, not YAML, or not a spec.
+    """
+    document = read_mapping(path)
+    if seed is not None:
+        document["seed"] = seed
+    return SpecFile(path=path, spec=parse_spec(document, path), sha256=_digest(document))
+
+
+def parse_spec(document: dict[str, Any], source: Path | str) -> Spec:
+    """Validate a parsed document; ``source`` names it in the InputError raised when it is wrong."""
+    try:
+        # Through JSON because strict JSON mode takes lists for tuples and strings for enumerations.
+        return Spec.model_validate_json(json.dumps(document, default=str))
+    except ValidationError as error:
+        raise input_error(source, error) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{source}: expected plain keys and values: {error}") from error
+
+
+def schema_bytes() -> bytes:
+    """The JSON Schema of a spec, as stable bytes."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Spec.model_json_schema()
+    return (json.dumps(schema, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _refuse_duplicates(what: str, names: Iterator[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"expected distinct {what} names, got {name} {count} times")

@@ -1,0 +1,65 @@
+"""The files a spec names besides the models themselves: there, and of the right kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from muplan.sources import LoadedModel
+from muplan.spec import ModelSpec, SpecFile
+from muserve.errors import InputError
+from muserve.weights import read_weights
+
+
+def check_model_paths(model: ModelSpec, spec_file: SpecFile) -> None:
+    """InputError, naming the key, for an answers or tokenizer file that cannot be used."""
+    if model.engine is not None and model.engine.answers is not None:
+        _readable(spec_file, "engine.answers", model.engine.answers)
+    if model.tokenizer is not None:
+        _check_tokenizer(_readable(spec_file, "tokenizer", model.tokenizer))
+
+
+def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> None:
+    """InputError when the spec's weights do not suit the source, or their file cannot be used."""
+    if model.weights is None:
+        return
+    if source.graph is None or source.has_weights:
+        raise InputError(f"weights: {model.source} brings its own weights, expected no such key")
+    if model.weights.file is not None:
+        file = _readable(spec_file, "weights.file", model.weights.file)
+        try:
+            read_weights(source.graph, file)
+        except InputError as error:
+            raise InputError(f"weights.file: {error}") from error
+
+
+def check_predictor(spec_file: SpecFile) -> None:
+    """InputError when the spec names a length predictor that cannot be used."""
+    relative = spec_file.spec.predictor.file
+    if relative is None:
+        return
+    from muserve.length_model import LengthModel
+
+    directory = spec_file.resolve(relative)
+    try:
+        LengthModel.load(directory)
+    except InputError as error:
+        raise InputError(f"predictor.file: {error}") from error
+
+
+def _readable(spec_file: SpecFile, key: str, relative: str) -> Path:
+    file = spec_file.resolve(relative)
+    try:
+        with file.open("rb"):
+            return file
+    except OSError as error:
+        raise InputError(f"{key}: {file}: expected a readable file: {error.strerror}") from error
+
+
+def _check_tokenizer(file: Path) -> None:
+    try:
+        document = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer: expected a tokenizer.json, got {file}: {error}") from error
+    if not isinstance(document, dict) or "model" not in document:
+        raise InputError(f"tokenizer: expected a tokenizer.json with a model, got {file}")
