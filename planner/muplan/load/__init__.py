@@ -1,0 +1,1 @@
+"""Seeded open-loop load: when requests arrive, what they ask, and how clients experience the answers."""

@@ -1,0 +1,1 @@
+"""Reports of measured runs: figures, report.json, a terminal table and a self-contained page."""
