@@ -1,0 +1,107 @@
+"""What the ``replay`` engine answers: recorded answers where there are any, else synthetic ones.
+
+A synthetic answer is not language: it is words drawn at random, and its length is drawn from a lognormal
+distribution with the median and spread of real chat answers. Both depend on the prompt only (its SHA-256 is
+the seed), so a prompt always gets the same answer, as from a model at temperature 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from mubackend.sampling import Sampling
+from muserve.errors import InputError
+from muserve.token_pieces import pieces
+
+# Of 1,688 opening answers of ShareGPT in token pieces.
+SYNTHETIC_MEDIAN_TOKENS = 233.0
+SYNTHETIC_SIGMA = 1.06
+
+_WORDS = (
+    "all", "also", "and", "as", "at", "by", "case", "change", "data", "each", "example", "first", "for",
+    "from", "in", "is", "it", "line", "model", "more", "number", "of", "on", "one", "or", "order", "part",
+    "point", "result", "set", "state", "step", "system", "that", "the", "then", "this", "time", "to",
+    "value", "when", "which", "with", "work",
+)  # fmt: skip
+
+
+def read_answers(file: Path) -> dict[str, str]:
+    """Recorded answers by the SHA-256 (hex) of their prompt in UTF-8.
+
+    One JSON object a line: ``{"prompt_sha256": ..., "answer": ...}``. InputError names the bad line.
+    """
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return dict(_recorded(line, f"{file}:{number}") for number, line in enumerate(lines, start=1))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: expected a readable file of recorded answers: {error}") from error
+
+
+def _recorded(line: str, place: str) -> tuple[str, str]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if isinstance(record, dict):
+        digest, answer = record.get("prompt_sha256"), record.get("answer")
+        if isinstance(digest, str) and isinstance(answer, str):
+            return digest, answer
+    raise InputError(f'{place}: expected a JSON object with the texts "prompt_sha256" and "answer"')
+
+
+class Answers:
+    """Answers in token pieces; deterministic."""
+
+    def __init__(self, recorded: Mapping[str, str]) -> None:
+        self._recorded = recorded
+
+    def tokens(self, prompt: str, sampling: Sampling) -> list[str]:
+        """The pieces to generate for ``prompt``, at least one; empty ones are tokens cut by ``stop``."""
+        digest = hashlib.sha256(prompt.encode("utf-8", "replace"))
+        recorded = self._recorded.get(digest.hexdigest())
+        words = random.Random(digest.digest())
+        if recorded is None:
+            drawn = words.lognormvariate(math.log(SYNTHETIC_MEDIAN_TOKENS), SYNTHETIC_SIGMA)
+            answer = list(itertools.islice(_babble(words), max(1, round(drawn))))
+        else:
+            answer = pieces(recorded) or [""]
+        return limited(answer, sampling, lambda: _babble(words))
+
+
+def limited(answer: list[str], sampling: Sampling, more: Callable[[], Iterator[str]]) -> list[str]:
+    """``answer`` brought to the length that ``sampling`` asks for; ``more`` continues a short one."""
+    wanted = sampling.max_tokens if sampling.ignore_eos else sampling.min_tokens
+    if len(answer) < wanted:
+        answer = answer + list(itertools.islice(more(), wanted - len(answer)))
+    return _stopped(answer[: sampling.max_tokens], sampling)
+
+
+def _stopped(answer: list[str], sampling: Sampling) -> list[str]:
+    """Cut before the first stop text that is complete after ``min_tokens`` tokens, as vLLM does."""
+    if not sampling.stop:
+        return answer
+    text = "".join(answer)
+    ends = list(itertools.accumulate(len(piece) for piece in answer))
+    checked_from = ends[sampling.min_tokens - 1] if sampling.min_tokens else 0
+    found = [
+        (at + len(stop), at)
+        for stop in sampling.stop
+        if (at := text.find(stop, max(0, checked_from - len(stop) + 1))) >= 0
+    ]
+    if not found:
+        return answer
+    complete, cut = min(found)
+    last = next(index for index, end in enumerate(ends) if end >= complete)
+    starts = [0, *ends]
+    return [piece[: max(0, cut - start)] for piece, start in zip(answer[: last + 1], starts, strict=False)]
+
+
+def _babble(words: random.Random) -> Iterator[str]:
+    while True:
+        yield " " + words.choice(_WORDS)

@@ -1,0 +1,70 @@
+"""One accepted request on its way through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mubackend.failure import Code
+from mubackend.length_predictor.service import Prediction
+from mubackend.llm_engine.request import GenerationRequest
+
+
+class Reply(Protocol):
+    """The way back to one client. Used by one thread at a time, never again after a final call."""
+
+    def send(self, text: str, *, final: bool) -> None:
+        """Send one response."""
+
+    def fail(self, code: Code, message: str) -> None:
+        """Send an error as the last response."""
+
+    def cancelled(self) -> bool:
+        """Whether the client has gone; costs a message to Triton."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    """A request, its reply, and how far it has come.
+
+    ``number`` counts requests in order of arrival. ``tokens`` is the answer, empty until the job gets a
+    slot; ``sent`` of them have been generated. ``predicted_tokens`` is 0 while unknown.
+    """
+
+    request: GenerationRequest
+    reply: Reply
+    number: int
+    arrival_ms: int
+    undecided_until_s: float
+    priority: int | None = None
+    predicted_tokens: float = 0.0
+    tokens: list[str] = field(default_factory=list)
+    sent: int = 0
+    ended: bool = False
+    check_cancelled_s: float = 0.0
+
+    def take(self, prediction: Prediction) -> None:
+        """Use a prediction; the arrival is the earlier of the two known ones."""
+        self.priority = prediction.priority
+        self.predicted_tokens = prediction.predicted_tokens
+        self.arrival_ms = min(self.arrival_ms, prediction.arrival_ms)
+
+    def step(self) -> bool:
+        """Generate the next token and send what the client should get now; True when it was the last."""
+        piece = self.tokens[self.sent]
+        self.sent += 1
+        last = self.sent == len(self.tokens)
+        if self.request.stream:
+            self.ended = last
+            self.reply.send(piece, final=last)
+        elif last:
+            self.ended = True
+            start = self.request.prompt if self.request.prepend_prompt else ""
+            self.reply.send(start + "".join(self.tokens), final=True)
+        return last
+
+    def fail(self, code: Code, message: str) -> None:
+        """End the job with an error, unless it has ended."""
+        if not self.ended:
+            self.ended = True
+            self.reply.fail(code, message)

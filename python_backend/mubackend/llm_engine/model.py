@@ -1,0 +1,148 @@
+"""Triton model ``<llm>_engine``: a generative model behind its own priority queue. Decoupled.
+
+Inputs and outputs as Triton's vLLM backend: text_input STRING[1]; optional stream BOOL[1],
+sampling_parameters STRING[1], exclude_input_in_output BOOL[1]; output text_output STRING[-1]. The ensemble
+also hands over predicted_tokens FP32[1], priority UINT64[1] and arrival_ms UINT64[1]; called without
+them, the engine asks the predictor model itself.
+
+With ``stream`` each token is one response, and the last one carries the final flag.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from mubackend.device import open_virtual_gpu
+from mubackend.failure import Code, RequestError, invalid
+from mubackend.length_predictor.service import Prediction
+from mubackend.llm_engine.answers import Answers, read_answers
+from mubackend.llm_engine.engine import ReplayEngine
+from mubackend.llm_engine.job import Job
+from mubackend.llm_engine.ledger import METRICS
+from mubackend.llm_engine.request import GenerationRequest, parse_request
+from mubackend.llm_engine.settings import read_engine_settings
+from mubackend.metrics import open_metrics
+from mubackend.settings import read_settings
+from mubackend.tensors import one_number, one_text
+
+_PREDICTED = ("predicted_tokens", "priority", "arrival_ms")
+
+
+class TritonPythonModel:
+    """What Triton's Python backend calls."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Start the engine; a wrong setting fails the model's load with one sentence."""
+        settings = read_settings(args)
+        self._settings = read_engine_settings(settings)
+        self._predictor_model = settings.text("predictor_model")
+        recorded = settings.text("answers_file", "")
+        answers = Answers(read_answers(settings.node_dir / recorded) if recorded else {})
+        labels = {"model": settings.text("muserve_model"), "gpu": settings.text("gpu")}
+        metrics = open_metrics(pb_utils, METRICS, labels)
+        self._engine = ReplayEngine(self._settings, open_virtual_gpu(settings), answers, metrics)
+        self._engine.start()
+        self._questions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor-question")
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue each request and return at once."""
+        for request in requests:
+            reply = _TritonReply(request.get_response_sender())
+            try:
+                self._accept(request, reply)
+            except RequestError as error:
+                reply.fail(error.code, str(error))
+            except Exception as error:
+                reply.fail(Code.INTERNAL, f"the engine failed: {type(error).__name__}")
+                raise
+
+    def finalize(self) -> None:
+        """End what is left, so that no client waits for ever."""
+        self._engine.stop()
+        self._questions.shutdown(cancel_futures=True)
+
+    def _accept(self, request: Any, reply: _TritonReply) -> None:
+        sampling = _text(request, "sampling_parameters")
+        excluded = _number(request, "exclude_input_in_output")
+        generation = parse_request(
+            _text(request, "text_input") or "",
+            stream=bool(_number(request, "stream")),
+            exclude_input_in_output=None if excluded is None else bool(excluded),
+            sampling_parameters=request.parameters() if sampling is None else sampling,
+            max_prompt_bytes=self._settings.max_prompt_bytes,
+        )
+        prediction = _given_prediction(request)
+        job = self._engine.submit(generation, reply, prediction)
+        if prediction is None:
+            self._questions.submit(self._ask_predictor, job, generation, sampling or request.parameters())
+
+    def _ask_predictor(self, job: Job, generation: GenerationRequest, sampling: str) -> None:
+        """Ask the predictor model through Triton (BLS) and hand the engine what it says."""
+        prediction = None
+        try:
+            prediction = self._predict(generation.prompt, sampling)
+        except Exception as error:
+            pb_utils.Logger.log_warn(f"no prediction from {self._predictor_model}: {error}")
+        finally:
+            self._engine.resolve(job, prediction)
+
+    def _predict(self, prompt: str, sampling: str) -> Prediction:
+        texts = {"text_input": prompt, "sampling_parameters": sampling}
+        response = pb_utils.InferenceRequest(
+            model_name=self._predictor_model,
+            requested_output_names=list(_PREDICTED),
+            inputs=[_text_tensor(name, text) for name, text in texts.items()],
+        ).exec()
+        if response.has_error():
+            raise RuntimeError(response.error().message())
+        tensors = [pb_utils.get_output_tensor_by_name(response, name) for name in _PREDICTED]
+        tokens, priority, arrival_ms = (tensor.as_numpy()[0] for tensor in tensors)
+        return Prediction(predicted_tokens=float(tokens), priority=int(priority), arrival_ms=int(arrival_ms))
+
+
+class _TritonReply:
+    """``Reply`` through Triton's response sender."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+
+    def send(self, text: str, *, final: bool) -> None:
+        response = pb_utils.InferenceResponse([_text_tensor("text_output", text)])
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+
+    def fail(self, code: Code, message: str) -> None:
+        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code.value))
+        response = pb_utils.InferenceResponse(output_tensors=[], error=error)
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def cancelled(self) -> bool:
+        return bool(self._sender.is_cancelled())
+
+
+def _given_prediction(request: Any) -> Prediction | None:
+    """What the ensemble hands over; None when the engine is called directly."""
+    priority = _number(request, "priority")
+    if priority is None:
+        return None
+    tokens, arrival_ms = _number(request, "predicted_tokens"), _number(request, "arrival_ms")
+    if tokens is None or arrival_ms is None or not 0.0 <= tokens < float("inf"):
+        raise invalid("priority: expected predicted_tokens (>= 0) and arrival_ms to come with it")
+    return Prediction(predicted_tokens=tokens, priority=int(priority), arrival_ms=int(arrival_ms))
+
+
+def _text(request: Any, name: str) -> str | None:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else one_text(name, tensor.as_numpy())
+
+
+def _number(request: Any, name: str) -> float | int | bool | None:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else one_number(name, tensor.as_numpy())
+
+
+def _text_tensor(name: str, text: str) -> Any:
+    return pb_utils.Tensor(name, np.array([text.encode("utf-8", "replace")], np.object_))

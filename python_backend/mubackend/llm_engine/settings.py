@@ -1,0 +1,79 @@
+"""What the engine reads from its ``config.pbtxt``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mubackend.llm_engine.request import DEFAULT_MAX_PROMPT_BYTES
+from mubackend.settings import Settings
+from muserve.errors import InputError
+
+DEFAULT_PREDICTOR_TIMEOUT_MS = 1000.0
+
+
+class QueueOrder(StrEnum):
+    """``fcfs`` ignores priorities: the baseline."""
+
+    SSJF = "ssjf"
+    FCFS = "fcfs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Times at the top clock; ``decode_ms`` is one token step of a single running request.
+
+    ``ignores_arrival``: priorities are made with ``alpha = inf``, so a request without one goes first.
+    """
+
+    model: str
+    slots: int
+    queue_limit: int
+    prefill_ms: float
+    prefill_sensitivity: float
+    decode_ms: float
+    decode_ms_per_running_request: float
+    decode_sensitivity: float
+    slo_ms: float
+    queue_order: QueueOrder = QueueOrder.SSJF
+    predictor_timeout_s: float = DEFAULT_PREDICTOR_TIMEOUT_MS / 1000
+    max_prompt_bytes: int = DEFAULT_MAX_PROMPT_BYTES
+    ignores_arrival: bool = False
+
+    def step_ms(self, running: int) -> float:
+        """One token step of ``running`` requests at the top clock."""
+        return self.decode_ms + self.decode_ms_per_running_request * (running - 1)
+
+    def fallback_key(self, arrival_ms: int) -> int:
+        """Priority of a request without a prediction: its arrival; see ``virtual_finish_ms``."""
+        return 0 if self.ignores_arrival else arrival_ms
+
+
+def read_engine_settings(settings: Settings) -> EngineSettings:
+    """Check the parameters; InputError names the one that is wrong.
+
+    Optional ones: ``alpha`` (the predictor's), ``predictor_timeout_ms``, ``max_prompt_bytes``.
+    """
+    settings.choice("engine", ("replay",))
+    if not settings.is_virtual:
+        uuid = settings.text("gpu_uuid", "none")
+        raise InputError(
+            f"{settings.model}/config.pbtxt: parameters: gpu_uuid: engine replay runs on a virtual GPU "
+            f"(VGPU-...), got {uuid}"
+        )
+    return EngineSettings(
+        model=settings.text("muserve_model"),
+        slots=settings.count("slots"),
+        queue_limit=settings.count("queue_limit"),
+        prefill_ms=settings.number("prefill_ms"),
+        prefill_sensitivity=settings.number("prefill_sensitivity"),
+        decode_ms=settings.number("decode_ms"),
+        decode_ms_per_running_request=settings.number("decode_ms_per_running_request", 0.0),
+        decode_sensitivity=settings.number("decode_sensitivity"),
+        slo_ms=settings.number("slo_ms"),
+        queue_order=QueueOrder(settings.choice("queue_order", tuple(QueueOrder), QueueOrder.SSJF)),
+        predictor_timeout_s=settings.number("predictor_timeout_ms", DEFAULT_PREDICTOR_TIMEOUT_MS) / 1000,
+        max_prompt_bytes=settings.count("max_prompt_bytes", DEFAULT_MAX_PROMPT_BYTES),
+        ignores_arrival=math.isinf(settings.number("alpha", 0.0, infinite=True)),
+    )

@@ -1,0 +1,217 @@
+"""Metrics that Triton itself does not have, in Triton's own metrics endpoint.
+
+Triton's Python backend may abort the whole server on a bad metric call (a negative increment, a bad
+name, a name registered again as another kind), so every call is checked here against one fixed
+catalogue before it reaches Triton: a call that fails the check raises in tests and is logged, not
+passed on, in production. Families and series are made once, at start, and kept referenced.
+
+``mu_request_latency_ms`` and ``mu_slo_*`` are about generative models and come from their engine; for
+single-pass models Triton's own counters of the ensemble tell the same. A request counts as SLO met when
+its last token was sent within the model's SLO after its arrival; it counts as missed when it was later,
+rejected or failed. Requests that the client cancelled and requests that were invalid count as neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from muserve.errors import MuServeError
+
+logger = logging.getLogger(__name__)
+
+
+class Kind(StrEnum):
+    """Prometheus metric types; values are the names in ``pb_utils.MetricFamily``."""
+
+    COUNTER = "COUNTER"
+    GAUGE = "GAUGE"
+    HISTOGRAM = "HISTOGRAM"
+
+
+class Reason(StrEnum):
+    """Why a request went first come, first served instead of by its predicted length."""
+
+    NO_TEXT = "no_text"
+    PREDICTION_FAILED = "prediction_failed"
+    PREDICTOR_FAILED = "predictor_failed"
+    PREDICTOR_LATE = "predictor_late"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSpec:
+    """One family: its kind, its help text, and the values of the extra label ``reason`` if it has it."""
+
+    kind: Kind
+    help: str
+    reasons: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+# From 5 ms to 10 minutes, each bound about 1.5 times the one before.
+_LATENCY_MS = (
+    5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000, 5000, 7500,
+    10_000, 15_000, 20_000, 30_000, 45_000, 60_000, 90_000, 120_000, 180_000, 300_000, 600_000,
+)  # fmt: skip
+
+CATALOGUE: Mapping[str, MetricSpec] = {
+    "mu_request_latency_ms": MetricSpec(
+        kind=Kind.HISTOGRAM,
+        help="Milliseconds from arrival, predictor and queue included, to the last token",
+        buckets=_LATENCY_MS,
+    ),
+    "mu_stage_latency_ms": MetricSpec(
+        kind=Kind.HISTOGRAM, help="Milliseconds one partition took for one request", buckets=_LATENCY_MS
+    ),
+    "mu_slo_met_total": MetricSpec(kind=Kind.COUNTER, help="Requests answered within the SLO"),
+    "mu_slo_missed_total": MetricSpec(
+        kind=Kind.COUNTER, help="Requests answered later than the SLO, rejected or failed"
+    ),
+    "mu_predicted_backlog_seconds": MetricSpec(
+        kind=Kind.GAUGE, help="Predicted time to serve everything queued and running, at the top clock"
+    ),
+    "mu_queue_length": MetricSpec(kind=Kind.GAUGE, help="Requests waiting for a slot"),
+    "mu_predicted_tokens_total": MetricSpec(
+        kind=Kind.COUNTER, help="Predicted tokens of completed requests that had a prediction"
+    ),
+    "mu_actual_tokens_total": MetricSpec(
+        kind=Kind.COUNTER, help="Actual tokens of completed requests that had a prediction"
+    ),
+    "mu_prediction_error_tokens_total": MetricSpec(
+        kind=Kind.COUNTER, help="Sum of |predicted - actual| tokens of completed requests"
+    ),
+    "mu_fallback_total": MetricSpec(
+        kind=Kind.COUNTER,
+        help="Requests served first come, first served for lack of a prediction",
+        reasons=tuple(Reason),
+    ),
+    "mu_rejected_total": MetricSpec(kind=Kind.COUNTER, help="Requests refused because the queue was full"),
+    "mu_cancelled_total": MetricSpec(kind=Kind.COUNTER, help="Requests that the client cancelled"),
+    "mu_stage_overrun_seconds_total": MetricSpec(
+        kind=Kind.COUNTER, help="Time by which the CPU was slower than the virtual GPU it stands in for"
+    ),
+    "mu_stage_gpu_seconds_total": MetricSpec(kind=Kind.COUNTER, help="Virtual GPU time spent"),
+}
+
+
+class MetricCallError(MuServeError):
+    """A metric call that must not reach Triton: a bug in the caller."""
+
+
+class Metrics(Protocol):
+    """Where models record what happens. Every name is one of ``CATALOGUE``."""
+
+    def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
+        """Add ``value`` >= 0 to a counter."""
+
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge."""
+
+    def observe(self, name: str, value: float) -> None:
+        """Add one value to a histogram."""
+
+
+def check_call(kind: Kind, name: str, value: float, reason: str = "") -> None:
+    """Raise MetricCallError unless the call fits the catalogue."""
+    spec = CATALOGUE.get(name)
+    if spec is None or spec.kind is not kind:
+        raise MetricCallError(f"{name}: not a {kind.lower()} of the catalogue")
+    if not math.isfinite(value) or value < 0.0:
+        raise MetricCallError(f"{name}: expected a value >= 0, got {value}")
+    if (reason in spec.reasons) != bool(spec.reasons) or (reason and not spec.reasons):
+        raise MetricCallError(f"{name}: reason {reason!r} is not in the catalogue")
+
+
+@dataclass(slots=True)
+class RecordedMetrics:
+    """Keeps every value in memory: the recorder to test with."""
+
+    totals: dict[tuple[str, str], float] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
+    observations: dict[str, list[float]] = field(default_factory=dict)
+
+    def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
+        """Add to a counter; MetricCallError when the call does not fit the catalogue."""
+        check_call(Kind.COUNTER, name, value, reason)
+        self.totals[name, reason] = self.totals.get((name, reason), 0.0) + value
+
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge; MetricCallError when the call does not fit the catalogue."""
+        check_call(Kind.GAUGE, name, value)
+        self.gauges[name] = value
+
+    def observe(self, name: str, value: float) -> None:
+        """Record a value; MetricCallError when the call does not fit the catalogue."""
+        check_call(Kind.HISTOGRAM, name, value)
+        self.observations.setdefault(name, []).append(value)
+
+    def total(self, name: str, reason: str = "") -> float:
+        """A counter's value, 0 when it was never incremented."""
+        return self.totals.get((name, reason), 0.0)
+
+
+class _Silent:
+    """For servers whose metrics are switched off."""
+
+    def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
+        pass
+
+    def set(self, name: str, value: float) -> None:
+        pass
+
+    def observe(self, name: str, value: float) -> None:
+        pass
+
+
+class TritonMetrics:
+    """Series in Triton's metrics endpoint; never raises and never passes a bad call on."""
+
+    def __init__(self, pb_utils: Any, names: tuple[str, ...], labels: Mapping[str, str]) -> None:
+        """Make all series of ``names`` at once. ``pb_utils`` is Triton's ``triton_python_backend_utils``."""
+        self._families: list[Any] = []  # a series dies with its family
+        self._series: dict[tuple[str, str], Any] = {}
+        for name in names:
+            spec = CATALOGUE[name]
+            kind = getattr(pb_utils.MetricFamily, spec.kind.value)
+            family = pb_utils.MetricFamily(name=name, description=spec.help, kind=kind)
+            self._families.append(family)
+            for reason in spec.reasons or ("",):
+                tagged = {**labels, "reason": reason} if reason else dict(labels)
+                options = {"buckets": list(spec.buckets)} if spec.buckets else {}
+                self._series[name, reason] = family.Metric(labels=tagged, **options)
+
+    def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
+        """Add to a counter."""
+        if value and self._allowed(Kind.COUNTER, name, value, reason):
+            self._series[name, reason].increment(value)
+
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge."""
+        if self._allowed(Kind.GAUGE, name, value):
+            self._series[name, ""].set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        """Record a value in a histogram."""
+        if self._allowed(Kind.HISTOGRAM, name, value):
+            self._series[name, ""].observe(value)
+
+    def _allowed(self, kind: Kind, name: str, value: float, reason: str = "") -> bool:
+        try:
+            check_call(kind, name, value, reason)
+        except MetricCallError as error:
+            logger.error("dropped a metric: %s", error)
+            return False
+        return (name, reason) in self._series
+
+
+def open_metrics(pb_utils: Any, names: tuple[str, ...], labels: Mapping[str, str]) -> Metrics:
+    """Triton's metrics, or nothing where the server has them switched off."""
+    try:
+        return TritonMetrics(pb_utils, names, labels)
+    except pb_utils.TritonModelException as error:
+        logger.warning("Triton takes no custom metrics: %s", error)
+        return _Silent()

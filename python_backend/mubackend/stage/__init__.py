@@ -1,0 +1,1 @@
+"""The model that runs one partition of a single-pass network."""
