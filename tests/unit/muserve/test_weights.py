@@ -120,7 +120,7 @@ def test_a_session_on_cuda_needs_an_onnx_runtime_with_cuda() -> None:
         pytest.skip("this ONNX Runtime has CUDA")
     model = strip_weights(mlp(), 0)
 
-    with pytest.raises(InputError, match="CUDA device 1 is asked for.*onnxruntime-gpu"):
+    with pytest.raises(InputError, match=r"CUDA device 1 is asked for.*onnxruntime-gpu"):
         open_session(model, fill_weights(model, 0), threads=1, cuda_device=1)
 
 
