@@ -55,8 +55,8 @@ def test_json_is_all_of_stdout(tmp_path: Path) -> None:
         ("name: resnet-50", "name: bert-base", 2, "expected distinct model names, got bert-base 2 times"),
         ("slo_ms: 615", "slo_ms: 1", 2, "expected more than the isolated latency"),
         ("slots: 8", "slots: 800", 2, "on one GPU and the largest here"),
-        ("rate_rps: 2}", "rate_rps: 2", 2, "not valid YAML"),
-        ("rate_rps: 2}", "rate_rps: 20000}", 3, "no feasible plan: model resnet-50"),
+        ("rate_rps: 1}", "rate_rps: 1", 2, "not valid YAML"),
+        ("rate_rps: 1}", "rate_rps: 20000}", 3, "no feasible plan: model resnet-50"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, old: str, new: str, code: int, expected: str) -> None:
