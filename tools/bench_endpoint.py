@@ -1,9 +1,10 @@
 """How fast a generative model's endpoint is: through its ensemble, and its engine called directly.
 
-Serves the generative model of a spec on a real Triton with an engine whose tokens take no GPU time (the virtual
-GPU is left out), so that what is left is the cost of the software: tokens per second at several numbers of parallel streams, and
-what the predictor adds to a request that finds the engine idle. Client, server and models share this
-machine's cores. Both arms are measured in turns; figures are medians over the rounds.
+Serves the generative model of a spec on a real Triton with an engine whose tokens take no GPU time (the
+virtual GPU is left out), so that what is left is the cost of the software: tokens per second at several
+numbers of parallel streams, and what the predictor adds to a request that finds the engine idle. Client,
+server and models share this machine's cores. Both arms are measured in turns; figures are medians over
+the rounds.
 """
 
 from __future__ import annotations
