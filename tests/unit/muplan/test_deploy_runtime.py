@@ -45,6 +45,7 @@ def owner(own_temporary_directory: None) -> Iterator[tuple[subprocess.Popen[str]
         assert process.stdout is not None
         yield process, Path(process.stdout.readline().strip())
         process.kill()
+    sweep_leftovers()
 
 
 def shared_files(directory: Path) -> list[Path]:
