@@ -133,7 +133,8 @@ class ModelSpec(_Section):
     engine: EngineSpec | None = None
     tokenizer: str | None = Field(
         default=None,
-        description="tokenizer.json for the engine, relative to the spec; replay counts text pieces.",
+        description="tokenizer.json that cuts answers into tokens, relative to the spec; "
+        "default: pieces of about 4 characters.",
     )
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from muserve.errors import MuServeError
@@ -56,6 +57,12 @@ class MetricSpec:
 _LATENCY_MS = (
     5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000, 5000, 7500,
     10_000, 15_000, 20_000, 30_000, 45_000, 60_000, 90_000, 120_000, 180_000, 300_000, 600_000,
+)  # fmt: skip
+
+# Bounds as shares of an SLO, close together where a control law has to tell them apart.
+_SLO_SHARES = (
+    0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65,
+    0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 5.0, 10.0,
 )  # fmt: skip
 
 CATALOGUE: Mapping[str, MetricSpec] = {
@@ -170,8 +177,17 @@ class _Silent:
 class TritonMetrics:
     """Series in Triton's metrics endpoint; never raises and never passes a bad call on."""
 
-    def __init__(self, pb_utils: Any, names: tuple[str, ...], labels: Mapping[str, str]) -> None:
-        """Make all series of ``names`` at once. ``pb_utils`` is Triton's ``triton_python_backend_utils``."""
+    def __init__(
+        self,
+        pb_utils: Any,
+        names: tuple[str, ...],
+        labels: Mapping[str, str],
+        buckets: Mapping[str, tuple[float, ...]],
+    ) -> None:
+        """Make all series of ``names`` at once. ``pb_utils`` is Triton's ``triton_python_backend_utils``.
+
+        ``buckets`` replaces the catalogue's bounds for some histograms.
+        """
         self._families: list[Any] = []  # a series dies with its family
         self._series: dict[tuple[str, str], Any] = {}
         for name in names:
@@ -181,7 +197,8 @@ class TritonMetrics:
             self._families.append(family)
             for reason in spec.reasons or ("",):
                 tagged = {**labels, "reason": reason} if reason else dict(labels)
-                options = {"buckets": list(spec.buckets)} if spec.buckets else {}
+                bounds = buckets.get(name, spec.buckets)
+                options = {"buckets": list(bounds)} if bounds else {}
                 self._series[name, reason] = family.Metric(labels=tagged, **options)
 
     def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
@@ -208,10 +225,20 @@ class TritonMetrics:
         return (name, reason) in self._series
 
 
-def open_metrics(pb_utils: Any, names: tuple[str, ...], labels: Mapping[str, str]) -> Metrics:
+def slo_buckets_ms(slo_ms: float) -> tuple[float, ...]:
+    """Upper bounds of a latency histogram that resolves latencies around ``slo_ms``; one is the SLO."""
+    return tuple(float(f"{share * slo_ms:.6g}") for share in _SLO_SHARES)
+
+
+def open_metrics(
+    pb_utils: Any,
+    names: tuple[str, ...],
+    labels: Mapping[str, str],
+    buckets: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
+) -> Metrics:
     """Triton's metrics, or nothing where the server has them switched off."""
     try:
-        return TritonMetrics(pb_utils, names, labels)
+        return TritonMetrics(pb_utils, names, labels, buckets)
     except pb_utils.TritonModelException as error:
         logger.warning("Triton takes no custom metrics: %s", error)
         return _Silent()

@@ -19,15 +19,16 @@ import triton_python_backend_utils as pb_utils
 from mubackend.device import open_virtual_gpu
 from mubackend.failure import Code, RequestError, invalid
 from mubackend.length_predictor.service import Prediction
-from mubackend.llm_engine.answers import Answers, read_answers
+from mubackend.llm_engine.answers import Answers, read_answers, tokenizer_split
 from mubackend.llm_engine.engine import ReplayEngine
 from mubackend.llm_engine.job import Job
 from mubackend.llm_engine.ledger import METRICS
 from mubackend.llm_engine.request import GenerationRequest, parse_request
 from mubackend.llm_engine.settings import read_engine_settings
-from mubackend.metrics import open_metrics
-from mubackend.settings import read_settings
+from mubackend.metrics import open_metrics, slo_buckets_ms
+from mubackend.settings import Settings, read_settings
 from mubackend.tensors import one_number, one_text
+from muserve.token_pieces import pieces
 
 _PREDICTED = ("predicted_tokens", "priority", "arrival_ms")
 
@@ -40,10 +41,10 @@ class TritonPythonModel:
         settings = read_settings(args)
         self._settings = read_engine_settings(settings)
         self._predictor_model = settings.text("predictor_model")
-        recorded = settings.text("answers_file", "")
-        answers = Answers(read_answers(settings.node_dir / recorded) if recorded else {})
+        answers = _read_answers(settings)
         labels = {"model": settings.text("muserve_model"), "gpu": settings.text("gpu")}
-        metrics = open_metrics(pb_utils, METRICS, labels)
+        buckets = {"mu_request_latency_ms": slo_buckets_ms(self._settings.slo_ms)}
+        metrics = open_metrics(pb_utils, METRICS, labels, buckets)
         self._engine = ReplayEngine(self._settings, open_virtual_gpu(settings), answers, metrics)
         self._engine.start()
         self._questions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor-question")
@@ -121,6 +122,15 @@ class _TritonReply:
 
     def cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
+
+
+def _read_answers(settings: Settings) -> Answers:
+    recorded = settings.text("answers_file", "")
+    tokenizer = settings.text("tokenizer_file", "")
+    return Answers(
+        read_answers(settings.node_dir / recorded) if recorded else {},
+        tokenizer_split(settings.node_dir / tokenizer) if tokenizer else pieces,
+    )
 
 
 def _given_prediction(request: Any) -> Prediction | None:

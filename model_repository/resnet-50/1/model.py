@@ -36,7 +36,9 @@ class TritonPythonModel:
         labels = {"model": settings.text("muserve_model"), "gpu": settings.text("gpu")}
         labels["stage"] = settings.text("stage_index", "0")
         metrics = open_metrics(pb_utils, METRICS, labels)
-        self._runner = StageRunner(open_stage_session(settings), virtual, metrics)
+        # Triton pins an instance to a GPU but leaves the choice of device to the model.
+        cuda_device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self._runner = StageRunner(open_stage_session(settings, cuda_device), virtual, metrics)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request."""

@@ -19,6 +19,9 @@ from mubackend.sampling import Sampling
 from muserve.errors import InputError
 from muserve.token_pieces import pieces
 
+# Cuts a text into the pieces that are streamed, one a token; joined they are the text again.
+Split = Callable[[str], list[str]]
+
 # Of 1,688 opening answers of ShareGPT in token pieces.
 SYNTHETIC_MEDIAN_TOKENS = 233.0
 SYNTHETIC_SIGMA = 1.06
@@ -55,11 +58,35 @@ def _recorded(line: str, place: str) -> tuple[str, str]:
     raise InputError(f'{place}: expected a JSON object with the texts "prompt_sha256" and "answer"')
 
 
-class Answers:
-    """Answers in token pieces; deterministic."""
+def tokenizer_split(file: Path) -> Split:
+    """The tokens of a Hugging Face ``tokenizer.json`` as pieces of the text they stand for.
 
-    def __init__(self, recorded: Mapping[str, str]) -> None:
+    A character that takes several tokens comes whole with the last of them, after empty pieces.
+    InputError when the file is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{file}: expected a tokenizer.json: {error}") from error
+
+    def split(text: str) -> list[str]:
+        offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+        if not offsets:
+            return [text] if text else []
+        bounds = [0, *(start for start, _ in offsets[1:]), len(text)]
+        return [text[start:end] for start, end in itertools.pairwise(bounds)]
+
+    return split
+
+
+class Answers:
+    """Recorded answers cut by ``split``, synthetic ones word by word; deterministic."""
+
+    def __init__(self, recorded: Mapping[str, str], split: Split = pieces) -> None:
         self._recorded = recorded
+        self._split = split
 
     def tokens(self, prompt: str, sampling: Sampling) -> list[str]:
         """The pieces to generate for ``prompt``, at least one; empty ones are tokens cut by ``stop``."""
@@ -70,7 +97,7 @@ class Answers:
             drawn = words.lognormvariate(math.log(SYNTHETIC_MEDIAN_TOKENS), SYNTHETIC_SIGMA)
             answer = list(itertools.islice(_babble(words), max(1, round(drawn))))
         else:
-            answer = pieces(recorded) or [""]
+            answer = self._split(recorded) or [""]
         return limited(answer, sampling, lambda: _babble(words))
 
 

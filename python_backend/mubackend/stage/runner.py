@@ -16,7 +16,7 @@ from mubackend.metrics import Metrics
 from mubackend.settings import Settings
 from muserve.errors import GpuError, InputError
 from muserve.gpu.virtual import VirtualRun
-from muserve.weightless import missing_weights
+from muserve.weightless import load_model, missing_weights
 from muserve.weights import fill_weights, open_session, read_weights
 
 if TYPE_CHECKING:
@@ -37,22 +37,22 @@ class VirtualCost:
     sensitivity: float
 
 
-def open_stage_session(settings: Settings) -> onnxruntime.InferenceSession:
+def open_stage_session(settings: Settings, cuda_device: int | None = None) -> onnxruntime.InferenceSession:
     """The partition of the model's version directory with its weights, ready to run.
 
-    Raises InputError when the graph is missing or broken, or its weights cannot be had.
+    It runs on the CUDA device of index ``cuda_device``, or on the CPU. Raises InputError when the graph is
+    missing or broken, its weights cannot be had, or there is no CUDA.
     """
-    import onnx
-
     file = settings.version_dir / settings.text("graph_file", "partition.onnx")
     threads = settings.count("threads", 1)
+    graph = load_model(file)
+    weights = _weights(graph, settings)
     try:
-        graph = onnx.load(file, load_external_data=False)
-        return open_session(graph, _weights(graph, settings), threads)
+        return open_session(graph, weights, threads, cuda_device)
     except InputError:
         raise
-    except Exception as error:  # protobuf and ONNX Runtime each have their own types for a bad file
-        raise InputError(f"{file}: expected an ONNX graph: {_first_line(error)}") from error
+    except Exception as error:  # ONNX Runtime has many types for a graph that it cannot run
+        raise InputError(f"{file}: expected a graph that ONNX Runtime runs: {_first_line(error)}") from error
 
 
 def _weights(graph: onnx.ModelProto, settings: Settings) -> Mapping[str, Array]:

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
-from mubackend.llm_engine.answers import SYNTHETIC_MEDIAN_TOKENS, Answers, read_answers
+from mubackend.llm_engine.answers import SYNTHETIC_MEDIAN_TOKENS, Answers, read_answers, tokenizer_split
 from mubackend.sampling import Sampling
 from muserve.errors import InputError
 from muserve.token_pieces import pieces
@@ -70,3 +74,24 @@ def test_the_file_is_read_by_line(tmp_path: Path) -> None:
         read_answers(file)
     with pytest.raises(InputError, match="expected a readable file"):
         read_answers(tmp_path / "none.jsonl")
+
+
+def test_a_tokenizer_file_decides_what_a_token_is(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(BPE(unk_token=None))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    alphabet = BpeTrainer(initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(["the heron and the other heron stand in the water"] * 8, alphabet)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    split = tokenizer_split(tmp_path / "tokenizer.json")
+    for text in ("the heron stands", "  a \u00e9t\u00e9 \U0001f426\n", "x", ""):
+        assert "".join(split(text)) == text
+        assert len(split(text)) == len(tokenizer.encode(text).ids)
+    assert split("the heron") == ["the", " heron"]
+    answers = Answers({hashlib.sha256(b"known").hexdigest(): "the heron"}, split)
+    assert answers.tokens("known", Sampling()) == ["the", " heron"]
+
+
+def test_a_file_that_is_no_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json: expected a tokenizer\.json"):
+        tokenizer_split(tmp_path / "tokenizer.json")

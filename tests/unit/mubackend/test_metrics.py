@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from mubackend.metrics import (
     RecordedMetrics,
     TritonMetrics,
     open_metrics,
+    slo_buckets_ms,
 )
 
 BAD_CALLS: list[Callable[[Metrics], None]] = [
@@ -47,6 +49,7 @@ class FakeFamily:
     def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> FakeSeries:
         assert (buckets is not None) == (self.kind == self.HISTOGRAM)
         self.series.append(FakeSeries(labels))
+        self.series[-1].bounds = buckets
         return self.series[-1]
 
 
@@ -54,6 +57,7 @@ class FakeSeries:
     def __init__(self, labels: dict[str, str]) -> None:
         self.labels = labels
         self.value = 0.0
+        self.bounds: list[float] | None = None
 
     def increment(self, value: float) -> None:
         assert 0.0 < value < math.inf
@@ -81,13 +85,13 @@ def test_a_bad_call_raises_in_tests_and_never_reaches_triton(call: Callable[[Met
     with pytest.raises(MetricCallError):
         call(RecordedMetrics())
     pb_utils = fake_pb_utils()
-    call(TritonMetrics(pb_utils, tuple(CATALOGUE), {"model": "m"}))
+    call(TritonMetrics(pb_utils, tuple(CATALOGUE), {"model": "m"}, {}))
     assert all(series.value == 0 for family in pb_utils.MetricFamily.made for series in family.series)
 
 
 def test_every_series_exists_from_the_start_and_once() -> None:
     pb_utils = fake_pb_utils()
-    metrics = TritonMetrics(pb_utils, tuple(CATALOGUE), {"model": "m", "gpu": "n/gpu0"})
+    metrics = open_metrics(pb_utils, tuple(CATALOGUE), {"model": "m", "gpu": "n/gpu0"})
     metrics.increment("mu_fallback_total", reason=Reason.PREDICTOR_LATE)
     metrics.increment("mu_fallback_total", reason=Reason.PREDICTOR_LATE)
     metrics.set("mu_queue_length", 3)
@@ -105,7 +109,7 @@ def test_every_series_exists_from_the_start_and_once() -> None:
 
 
 def test_a_name_that_the_model_did_not_ask_for_is_dropped() -> None:
-    metrics = TritonMetrics(fake_pb_utils(), ("mu_queue_length",), {})
+    metrics = TritonMetrics(fake_pb_utils(), ("mu_queue_length",), {}, {})
     metrics.increment("mu_rejected_total")
 
 
@@ -129,3 +133,14 @@ def test_counters_are_named_as_prometheus_wants() -> None:
         assert name.endswith("_total") == (spec.kind is Kind.COUNTER)
         assert bool(spec.buckets) == (spec.kind is Kind.HISTOGRAM)
         assert list(spec.buckets) == sorted(set(spec.buckets))
+
+
+def test_a_latency_histogram_can_tell_latencies_around_its_slo_apart() -> None:
+    pb_utils = fake_pb_utils()
+    open_metrics(pb_utils, ("mu_request_latency_ms",), {}, {"mu_request_latency_ms": slo_buckets_ms(20_000)})
+    (family,) = pb_utils.MetricFamily.made
+    bounds = family.series[0].bounds
+    assert 20_000 in bounds
+    assert bounds == sorted(set(bounds))
+    near = [bound for bound in bounds if 12_000 <= bound <= 22_000]
+    assert max(b - a for a, b in itertools.pairwise(near)) <= 1_000

@@ -142,7 +142,7 @@ def test_a_missing_or_broken_graph_is_named(tmp_path: Path, content: bytes | Non
     file.unlink()
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(InputError, match=r"partition\.onnx: expected an ONNX graph"):
+    with pytest.raises(InputError, match=r"partition\.onnx: .*(ONNX|graph)"):
         open_stage_session(settings)
 
 
