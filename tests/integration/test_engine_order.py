@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import queue
 import random
 import shutil
 import signal
@@ -144,6 +145,10 @@ def exactly(tokens: int) -> str:
     return json.dumps({"max_tokens": tokens, "ignore_eos": True})
 
 
+def is_final(result: Any) -> bool:
+    return bool(result.get_response().parameters["triton_final_response"].bool_param)
+
+
 class Stream:
     """One bidirectional gRPC stream; Triton writes its responses in the order it gets them."""
 
@@ -166,9 +171,8 @@ class Stream:
             if error is not None:
                 ended.append(("", error.message()))
                 continue
-            response = result.get_response()
-            if response.parameters["triton_final_response"].bool_param:
-                ended.append((response.id, result.as_numpy("text_output")[0].decode()))
+            if is_final(result):
+                ended.append((result.get_response().id, result.as_numpy("text_output")[0].decode()))
         return ended
 
     def cancel(self) -> None:
@@ -393,6 +397,30 @@ def answers_again(server: RunningTriton, model: str) -> bool:
 def test_a_killed_process_fails_requests_until_it_is_back(server: RunningTriton, model: str) -> None:
     engine_stub(server, model).send_signal(signal.SIGKILL)
     asyncio.run(until(lambda: answers_again(server, "shortest"), timeout_s=60.0))
+
+
+def test_a_stream_whose_engine_is_killed_ends_by_the_clients_deadline_and_only_once(
+    server: RunningTriton,
+) -> None:
+    """Triton 2.51 never tells a decoupled request that its process died, so clients need a deadline."""
+    answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    with triton_grpc.InferenceServerClient(server.grpc_url) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), stream_timeout=8.0)
+        tensors = inputs({"text_input": "x", "stream": True, "sampling_parameters": exactly(1000)})
+        client.async_stream_infer("shortest_engine", tensors, request_id="cut")
+        for _ in range(3):
+            assert answers.get(timeout=5.0)[1] is None
+        engine_stub(server, "shortest_engine").send_signal(signal.SIGKILL)
+        asyncio.run(until(lambda: answers_again(server, "shortest_engine"), timeout_s=60.0))
+        tokens = 3
+        while True:
+            result, error = answers.get(timeout=20.0)
+            if error is not None:
+                break
+            assert not is_final(result)
+            tokens += 1
+        assert tokens < 1000
+        assert "Deadline Exceeded" in str(error)
 
 
 def test_without_a_predictor_the_engine_serves_first_come_first_served(server: RunningTriton) -> None:

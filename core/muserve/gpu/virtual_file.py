@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from muserve.errors import GpuBusyError, GpuLostError, GpuPermissionError
+from muserve.errors import GpuBusyError, GpuLostError, GpuNotFoundError, GpuPermissionError
 
 SLOT_BYTES = 32 * 1024
 """Room for one state: about 200 jobs at once."""
@@ -35,11 +35,19 @@ class StateFile:
         self.path = path
 
     def create(self, payload: bytes) -> bool:
-        """Make the file hold ``payload`` if there is none; False when there already is one. Atomic."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Make the file hold ``payload`` if there is none; False when there already is one. Atomic.
+
+        GpuNotFoundError when its directory cannot be made or written.
+        """
         # Not a tempfile, which only its own user could open: daemon and server may be two users.
         draft = self.path.with_name(f".{self.path.name}.{uuid4().hex}")
-        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise GpuNotFoundError(
+                f"{self.path.parent}: expected a directory for virtual GPUs: {error.strerror}"
+            ) from error
         try:
             LockedState(fd, self.path).write(payload)
             os.link(draft, self.path)

@@ -363,3 +363,9 @@ def test_more_jobs_than_fit_are_refused_and_leave_no_trace(path: Path) -> None:
         with pytest.raises(GpuBusyError, match="too many jobs at once"):
             locked.write(b"x" * SLOT_BYTES)
         assert locked.read() == b"small"
+
+
+def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(GpuNotFoundError, match=r"file/vgpu: expected a directory for virtual GPUs"):
+        VirtualGpu.create(tmp_path / "file" / "vgpu" / "VGPU-0.vgpu", "V100-16GB", 0, "VGPU-0")
