@@ -2,8 +2,9 @@
 
 Which series mean what:
 
-* A generative model's latency is the p95 of ``mu_request_latency_ms``, the histogram its engine keeps:
-  Triton's own durations of a decoupled model stop when the request has been handed over.
+* A generative model's latency is the quantile of ``mu_request_latency_ms`` at the model's attainment target
+  (0.9: the p90), so it is above the SLO exactly when the target is missed. Its engine keeps that
+  histogram; Triton's own durations of a decoupled model stop when the request has been handed over.
 * A single-pass model's latency is the mean of Triton's own end-to-end time of the public model (the
   ensemble, or the only partition): ``nv_inference_request_duration_us`` per
   ``nv_inference_request_success``. A generative model without the histogram falls back to it.
@@ -21,9 +22,8 @@ from mupower.control.law import GpuObservation, ModelObservation
 from mupower.metrics import Histogram, Snapshot, counter_increase, histogram_increase
 from muserve.plan import ModelKind, ModelPlan
 
-LATENCY_QUANTILE = 0.95
 ENOUGH_FOR_A_TAIL = 20
-"""Completions a window should hold: with fewer, the p95 is just the slowest request."""
+"""Completions a window should hold: with fewer, a tail is just the slowest request."""
 
 _SUCCESS = "nv_inference_request_success"
 _DURATION = "nv_inference_request_duration_us"
@@ -111,11 +111,13 @@ def _latency(model: ModelPlan, gpu: str, history: Sequence[Snapshot]) -> tuple[f
     if model.kind is ModelKind.GENERATIVE and history[-1].has_series(_LATENCY, **labels):
         if history[-1].has_series(_LATENCY, **labels, gpu=gpu):
             labels["gpu"] = gpu
-        return _tail_latency(labels, history)
+        return _tail_latency(labels, history, model.attainment_target)
     return _mean_latency(labels, history)
 
 
-def _tail_latency(labels: dict[str, str], history: Sequence[Snapshot]) -> tuple[float, float | None]:
+def _tail_latency(
+    labels: dict[str, str], history: Sequence[Snapshot], attainment_target: float
+) -> tuple[float, float | None]:
     total: Histogram | None = None
     for newest in range(len(history) - 1, 0, -1):
         gained = histogram_increase(history[newest - 1], history[newest], _LATENCY, **labels)
@@ -126,7 +128,7 @@ def _tail_latency(labels: dict[str, str], history: Sequence[Snapshot]) -> tuple[
             break
     if total is None or total.count <= 0:
         return 0.0, None
-    return total.count, total.quantile(LATENCY_QUANTILE)
+    return total.count, total.quantile(attainment_target)
 
 
 def _mean_latency(labels: dict[str, str], history: Sequence[Snapshot]) -> tuple[float, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,21 @@ def test_generative_models_without_the_histogram_use_tritons_mean(plan: Plan, tr
     before = bare(0.0)
     triton.serve("llm", 4, 1500.0)
     assert model(observe(plan, [before, bare(1.0)]), "llm").latency_ms == 1500.0
+
+
+def test_the_tail_is_where_the_attainment_target_says(
+    plan: Plan, triton: Any, snapshot: Callable[[float], Snapshot]
+) -> None:
+    before = snapshot(0.0)
+    triton.serve("llm", 90, 900.0)
+    triton.serve("llm", 10, 15_000.0)
+    history = [before, snapshot(1.0)]
+    lenient, strict = (
+        replace(plan, models=tuple(replace(m, attainment_target=target) for m in plan.models))
+        for target in (0.89, 0.91)
+    )
+    assert model(observe(lenient, history), "llm").latency_ms < 1_500
+    assert model(observe(strict, history), "llm").latency_ms > 10_000
 
 
 def test_a_window_too_short_for_a_tail_is_merged_with_earlier_ones(
