@@ -113,12 +113,12 @@ class MiadLaw:
         latency = 0.0 if model.latency_ms is None else model.latency_ms / model.slo_ms
         backlog = model.backlog_s * 1000 / model.slo_ms
         latency_text = (
-            f"latency of {model.name} is {model.latency_ms or 0:.4g} ms, "
-            f"{latency:.0%} of its {model.slo_ms:.4g} ms SLO"
+            f"latency of {model.name} is {_ms(model.latency_ms or 0)}, "
+            f"{latency:.0%} of its {_ms(model.slo_ms)} SLO"
         )
         backlog_text = (
             f"{model.name} has {model.backlog_s:.3g} s of predicted work ahead, "
-            f"{backlog:.0%} of its {model.slo_ms:.4g} ms SLO"
+            f"{backlog:.0%} of its {_ms(model.slo_ms)} SLO"
         )
         if model.rejected > 0:
             return _Need.FULL, f"{model.name} rejected {model.rejected:.0f} requests"
@@ -152,3 +152,7 @@ def _parked(observation: GpuObservation) -> tuple[ClockDecision, MiadState]:
         gpu=observation.gpu, clock_mhz=clock_mhz, cause=Cause.IDLE, reason="parked: no model lives here"
     )
     return decision, MiadState(clock_mhz=clock_mhz)
+
+
+def _ms(duration_ms: float) -> str:
+    return f"{duration_ms:,.0f} ms" if duration_ms >= 100 else f"{duration_ms:.3g} ms"
