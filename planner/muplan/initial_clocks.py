@@ -70,7 +70,7 @@ def clock_reason(
     if step == 0:
         return (
             f"The knee of {part.name}: every model here keeps its SLO at {clock} MHz, "
-            "and lower clocks cost time without saving power."
+            "and lower clocks cost time without saving energy."
         )
     trial = [*clocks_mhz[:gpu], ladder[step - 1], *clocks_mhz[gpu + 1 :]]
     after = model.point(assignment, trial)
