@@ -32,9 +32,10 @@ class ModelObservation:
     """One model in the observation window. A model on several GPUs appears on each.
 
     The window is the time since the last cycle, longer when that holds too few requests for a tail
-    latency. ``latency_ms`` is the latency the SLO is judged by (the quantile at the attainment target where
-    a histogram exists, else the window's mean) and None when nothing completed. ``pending`` counts requests that
-    wait in a queue. ``backlog_s`` is the predicted time to work off what is queued and running.
+    latency. ``latency_ms`` is the latency the SLO is judged by (the quantile at the attainment target
+    where a histogram exists, else the window's mean) and None when nothing completed. ``pending``
+    counts requests that wait in a queue. ``backlog_s`` is the predicted time to work off what is
+    queued and running.
     ``rejected`` counts requests that were refused in the window; each of them missed its SLO.
     """
 
