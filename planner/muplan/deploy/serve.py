@@ -106,7 +106,6 @@ def create_virtual_gpus(plan: Plan, plan_dir: Path, node: str) -> int:
     directory = vgpu_dir(plan_dir)
     virtual = [(gpu, gpu.uuid) for gpu in plan.gpus if gpu.node == node and gpu.virtual and gpu.uuid]
     for gpu, uuid in virtual:
-        directory.mkdir(parents=True, exist_ok=True)
         VirtualGpu.create(directory / f"{uuid}.vgpu", gpu.part, gpu.index, uuid)
     return len(virtual)
 
