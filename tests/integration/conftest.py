@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from muplan.deploy.running import RunningTriton
 from muplan.deploy.serve import ServeOptions, serving
+from small_llm import running_small_llms
 
 ROOT = Path(__file__).parents[2]
 HAVE_TRITON = importlib.util.find_spec("pytriton") is not None
@@ -96,3 +98,10 @@ def quickstart_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quic
             pid=triton.pid,
             log=log,
         )
+
+
+@pytest.fixture(scope="module")
+def llm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    """The models of ``small_llm``, fresh for every file: tests count what its metrics say."""
+    with running_small_llms(tmp_path_factory.mktemp("plan")) as running:
+        yield running

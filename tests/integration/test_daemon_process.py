@@ -27,19 +27,8 @@ import pytest
 
 from muserve.gpu.opening import open_gpus
 from muserve.gpu.virtual import VirtualGpu
-from muserve.plan import (
-    Basis,
-    GpuPlan,
-    ModelKind,
-    ModelPlan,
-    PartitionPlan,
-    Phase,
-    Plan,
-    ReplicaPlan,
-    Sensitivity,
-    TimeLaw,
-    plan_bytes,
-)
+from muserve.plan import Plan, plan_bytes
+from sample_plans import sample_gpu, sample_model, sample_partition, sample_plan
 
 logger = logging.getLogger(__name__)
 
@@ -51,68 +40,9 @@ SUPERVISOR_LEASE_S = 5.0
 
 def small_plan() -> Plan:
     """One single-pass model with a 100 ms SLO on two virtual V100s."""
-    law = TimeLaw(
-        phase=Phase.INFERENCE,
-        latency_ms=5.0,
-        sensitivity=Sensitivity(value=0.5, low=0.4, high=0.6, basis=Basis.MODELLED),
-        basis=Basis.MODELLED,
-    )
-    gpus = tuple(
-        GpuPlan(
-            name=f"node0/gpu{index}",
-            node="node0",
-            index=index,
-            part="V100-16GB",
-            virtual=True,
-            uuid=f"VGPU-node0-{index}",
-            initial_clock_mhz=1200,
-            initial_clock_reason="test",
-            memory_bytes=16 * 2**30,
-            memory_used_bytes=1,
-            predicted_utilisation=0.5,
-            predicted_power_w=100.0,
-        )
-        for index in range(2)
-    )
-    partition = PartitionPlan(
-        name="bert",
-        first_operator="first",
-        last_operator="last",
-        operators=2,
-        input_tensors=("x",),
-        output_tensors=("y",),
-        flops=1e9,
-        weight_bytes=1,
-        memory_bytes=1,
-        transfer_bytes=1,
-        laws=(law,),
-        replicas=tuple(ReplicaPlan(gpu=gpu.name) for gpu in gpus),
-    )
-    model = ModelPlan(
-        name="bert",
-        kind=ModelKind.SINGLE_PASS,
-        source="catalog:bert",
-        slo_ms=100.0,
-        attainment_target=0.95,
-        isolated_latency_ms=5.0,
-        rate_rps=10.0,
-        burstiness_cv=1.0,
-        mean_output_tokens=1.0,
-        predicted_attainment=0.99,
-        partitions=(partition,),
-    )
-    return Plan(
-        version=1,
-        muserve_version="0",
-        spec_sha256="0",
-        seed=0,
-        objective="energy",
-        gpus=gpus,
-        models=(model,),
-        predicted_power_w=200.0,
-        default_clock_power_w=300.0,
-        profile_fingerprints={},
-    )
+    gpus = [sample_gpu(0), sample_gpu(1)]
+    partition = sample_partition("bert", [gpu.name for gpu in gpus])
+    return sample_plan(gpus, [sample_model("bert", partitions=(partition,))])
 
 
 @dataclass

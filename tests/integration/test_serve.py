@@ -20,7 +20,8 @@ import pytest
 
 from muplan.deploy.ports import Ports, free_ports
 from muplan.deploy.stubs import living_stubs
-from muserve.plan import GpuPlan, ModelKind, ModelPlan, Plan, plan_bytes
+from muserve.plan import plan_bytes
+from sample_plans import sample_gpu, sample_model, sample_plan
 
 pytest.importorskip("pytriton", reason="needs a real Triton: pip install 'muserve[triton]'")
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(180)]
@@ -29,52 +30,11 @@ READY_S = 60.0
 GONE_S = 30.0
 
 
-def plan() -> Plan:
-    gpu = GpuPlan(
-        name="node0/gpu0",
-        node="node0",
-        index=0,
-        part="V100-16GB",
-        virtual=True,
-        uuid="VGPU-node0-0",
-        initial_clock_mhz=1000,
-        initial_clock_reason="test",
-        memory_bytes=1,
-        memory_used_bytes=0,
-        predicted_utilisation=0.0,
-        predicted_power_w=0.0,
-    )
-    model = ModelPlan(
-        name="toy",
-        kind=ModelKind.SINGLE_PASS,
-        source="test",
-        slo_ms=100.0,
-        attainment_target=0.99,
-        isolated_latency_ms=1.0,
-        rate_rps=1.0,
-        burstiness_cv=1.0,
-        mean_output_tokens=0.0,
-        predicted_attainment=1.0,
-        partitions=(),
-    )
-    return Plan(
-        version=1,
-        muserve_version="0",
-        spec_sha256="",
-        seed=0,
-        objective="energy",
-        gpus=(gpu,),
-        models=(model,),
-        predicted_power_w=0.0,
-        default_clock_power_w=0.0,
-        profile_fingerprints={},
-    )
-
-
 @pytest.fixture
 def plan_dir(tmp_path: Path, toy_model: Callable[..., Path]) -> Path:
     toy_model(tmp_path / "plan" / "node0" / "model_repository", "toy")
-    (tmp_path / "plan" / "plan.json").write_bytes(plan_bytes(plan()))
+    plan = sample_plan([sample_gpu(0)], [sample_model("toy", partitions=())])
+    (tmp_path / "plan" / "plan.json").write_bytes(plan_bytes(plan))
     return tmp_path / "plan"
 
 

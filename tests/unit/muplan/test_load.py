@@ -24,43 +24,14 @@ from muplan.load.replay import LoadProgress, replay, warm_up
 from muplan.load.schedule import PlannedRequest, plan_requests
 from muplan.load.shapes import input_shapes
 from muserve.errors import InputError, ServingError
-from muserve.plan import ModelKind, ModelPlan, PartitionPlan
+from muserve.plan import ModelKind
+from sample_plans import sample_model
 
 CONVERSATIONS = tuple(Conversation(prompt=f"question {i}", answer=f"answer {i}") for i in range(40))
 
 
-def _model(name: str, kind: ModelKind, rate_rps: float = 4.0) -> ModelPlan:
-    partition = PartitionPlan(
-        name=name,
-        first_operator="a",
-        last_operator="b",
-        operators=2,
-        input_tensors=("x",),
-        output_tensors=("y",),
-        flops=1.0,
-        weight_bytes=0,
-        memory_bytes=0,
-        transfer_bytes=0,
-        laws=(),
-        replicas=(),
-    )
-    return ModelPlan(
-        name=name,
-        kind=kind,
-        source="catalog:x",
-        slo_ms=1000.0,
-        attainment_target=0.99,
-        isolated_latency_ms=1.0,
-        rate_rps=rate_rps,
-        burstiness_cv=3.0,
-        mean_output_tokens=0.0,
-        predicted_attainment=1.0,
-        partitions=(partition,),
-    )
-
-
-LLM = _model("llm", ModelKind.GENERATIVE)
-CNN = _model("cnn", ModelKind.SINGLE_PASS)
+LLM = sample_model("llm", kind=ModelKind.GENERATIVE, rate_rps=4.0, burstiness_cv=3.0)
+CNN = sample_model("cnn", rate_rps=4.0, burstiness_cv=3.0)
 
 
 def _request(model: str, planned_s: float, prompt: str | None = None) -> PlannedRequest:

@@ -11,19 +11,8 @@ import pytest
 
 from muserve.errors import GpuError
 from muserve.gpu.protocol import GpuIdentity
-from muserve.plan import (
-    Basis,
-    GpuPlan,
-    ModelKind,
-    ModelPlan,
-    PartitionPlan,
-    Phase,
-    Plan,
-    ReplicaPlan,
-    Sensitivity,
-    TimeLaw,
-    plan_bytes,
-)
+from muserve.plan import ModelKind, Plan, plan_bytes
+from sample_plans import sample_gpu, sample_model, sample_partition, sample_plan
 
 CLOCKS_MHZ = tuple(range(300, 1531, 15))
 
@@ -85,81 +74,15 @@ def make_gpu() -> Callable[..., RecordingGpu]:
     return RecordingGpu
 
 
-def _model(name: str, kind: ModelKind, slo_ms: float, gpus: tuple[str, ...]) -> ModelPlan:
-    sensitivity = Sensitivity(value=0.5, low=0.4, high=0.6, basis=Basis.MODELLED)
-    law = TimeLaw(phase=Phase.INFERENCE, latency_ms=5.0, sensitivity=sensitivity, basis=Basis.MODELLED)
-    partitions = tuple(
-        PartitionPlan(
-            name=f"{name}_stage{index}",
-            first_operator="first",
-            last_operator="last",
-            operators=2,
-            input_tensors=("x",),
-            output_tensors=("y",),
-            flops=1e9,
-            weight_bytes=1,
-            memory_bytes=1,
-            transfer_bytes=1,
-            laws=(law,),
-            replicas=(ReplicaPlan(gpu=gpu),),
-        )
-        for index, gpu in enumerate(gpus)
-    )
-    return ModelPlan(
-        name=name,
-        kind=kind,
-        source=f"catalog:{name}",
-        slo_ms=slo_ms,
-        attainment_target=0.95,
-        isolated_latency_ms=5.0,
-        rate_rps=10.0,
-        burstiness_cv=1.0,
-        mean_output_tokens=1.0,
-        predicted_attainment=0.99,
-        partitions=partitions,
-    )
-
-
-@pytest.fixture
-def make_model() -> Callable[..., ModelPlan]:
-    return _model
-
-
 @pytest.fixture
 def plan() -> Plan:
     """Two virtual V100s; ``bert`` on both, ``llm`` on the second."""
-    gpus = tuple(
-        GpuPlan(
-            name=f"node0/gpu{index}",
-            node="node0",
-            index=index,
-            part="V100-16GB",
-            virtual=True,
-            uuid=f"VGPU-node0-{index}",
-            initial_clock_mhz=1200,
-            initial_clock_reason="test",
-            memory_bytes=16 * 2**30,
-            memory_used_bytes=1,
-            predicted_utilisation=0.5,
-            predicted_power_w=100.0,
-        )
-        for index in range(2)
-    )
-    return Plan(
-        version=1,
-        muserve_version="0",
-        spec_sha256="0",
-        seed=0,
-        objective="energy",
-        gpus=gpus,
-        models=(
-            _model("bert", ModelKind.SINGLE_PASS, 50.0, (gpus[0].name, gpus[1].name)),
-            _model("llm", ModelKind.GENERATIVE, 10_000.0, (gpus[1].name,)),
-        ),
-        predicted_power_w=200.0,
-        default_clock_power_w=300.0,
-        profile_fingerprints={},
-    )
+    gpus = [sample_gpu(0), sample_gpu(1)]
+    stages = tuple(sample_partition(f"bert_stage{gpu.index}", [gpu.name]) for gpu in gpus)
+    bert = sample_model("bert", slo_ms=50.0, partitions=stages)
+    engine = sample_partition("llm_stage0", ["node0/gpu1"])
+    llm = sample_model("llm", kind=ModelKind.GENERATIVE, slo_ms=10_000.0, partitions=(engine,))
+    return sample_plan(gpus, [bert, llm])
 
 
 @pytest.fixture

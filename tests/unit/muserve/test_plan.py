@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,87 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muserve.errors import InputError
-from muserve.plan import (
-    PLAN_VERSION,
-    Basis,
-    GpuPlan,
-    ModelKind,
-    ModelPlan,
-    PartitionPlan,
-    Phase,
-    Plan,
-    ReplicaPlan,
-    Sensitivity,
-    TimeLaw,
-    parse_plan,
-    plan_bytes,
-    read_plan,
-    vgpu_dir,
-)
+from muserve.plan import Basis, Plan, Sensitivity, parse_plan, plan_bytes, read_plan, vgpu_dir
+from sample_plans import SAMPLE_LAW, sample_gpu, sample_model, sample_partition, sample_plan
 
 _SHARE = st.floats(0, 1)
 _POSITIVE = st.floats(1e-3, 1e6)
 
 
 def _plan(latency_ms: float = 8.0, value: float = 0.6, power_w: float = 120.0) -> Plan:
-    law = TimeLaw(
-        phase=Phase.INFERENCE,
-        latency_ms=latency_ms,
-        sensitivity=Sensitivity(value=value, low=0.0, high=1.0, basis=Basis.MODELLED),
-        basis=Basis.MODELLED,
-    )
-    partition = PartitionPlan(
-        name="resnet-50",
-        first_operator="Conv_0",
-        last_operator="Gemm_121",
-        operators=122,
-        input_tensors=("pixel_values",),
-        output_tensors=("logits",),
-        flops=8.2e9,
-        weight_bytes=102_000_000,
-        memory_bytes=140_000_000,
-        transfer_bytes=0,
-        laws=(law,),
-        replicas=(ReplicaPlan(gpu="node0/gpu1"),),
-    )
-    model = ModelPlan(
-        name="resnet-50",
-        kind=ModelKind.SINGLE_PASS,
-        source="catalog:resnet-50",
-        slo_ms=255.0,
-        attainment_target=0.99,
-        isolated_latency_ms=latency_ms,
-        rate_rps=2.0,
-        burstiness_cv=2.0,
-        mean_output_tokens=0.0,
-        predicted_attainment=0.999,
-        partitions=(partition,),
-    )
-    gpus = tuple(
-        GpuPlan(
-            name=f"node0/gpu{index}",
-            node="node0",
-            index=index,
-            part="V100-16GB",
-            virtual=True,
-            uuid=f"VGPU-node0-{index}",
-            initial_clock_mhz=945,
-            initial_clock_reason="the knee keeps every SLO",
-            memory_bytes=16 * 2**30,
-            memory_used_bytes=140_000_000 * index,
-            predicted_utilisation=0.1,
-            predicted_power_w=power_w,
-        )
-        for index in (0, 1)
-    )
-    return Plan(
-        version=PLAN_VERSION,
-        muserve_version="0.1.0",
-        spec_sha256="0" * 64,
-        seed=0,
-        objective="energy",
-        gpus=gpus,
-        models=(model,),
+    sensitivity = Sensitivity(value=value, low=0.0, high=1.0, basis=Basis.MODELLED)
+    law = replace(SAMPLE_LAW, latency_ms=latency_ms, sensitivity=sensitivity)
+    partition = sample_partition("resnet-50", ["node0/gpu1"], laws=(law,))
+    return sample_plan(
+        [sample_gpu(index, predicted_power_w=power_w) for index in (0, 1)],
+        [sample_model("resnet-50", isolated_latency_ms=latency_ms, partitions=(partition,))],
         predicted_power_w=2 * power_w,
         default_clock_power_w=3 * power_w,
         profile_fingerprints={"resnet-50@V100-16GB": "abc"},
