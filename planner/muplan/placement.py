@@ -4,9 +4,9 @@ Nothing here looks at sensitivities directly. A GPU has one clock for all it run
 by the resident that bears the least, so putting together what suffers alike follows from minimising
 power.
 
-Small clusters are enumerated; larger ones are built greedily, largest model first, and improved by
-moving partitions and swapping pairs until nothing helps. Both are deterministic and independent of the
-order of the models.
+Small clusters are enumerated; larger ones are built greedily, in a few orders, and improved by moving
+partitions and swapping pairs until nothing helps. Both are deterministic and independent of the order of
+the models.
 """
 
 from __future__ import annotations
@@ -141,8 +141,33 @@ class Search:
         return best
 
     def local(self) -> tuple[dict[StageKey, int], Score]:
-        """Greedy construction, then moves and swaps until a whole round of them helps nothing."""
-        assignment = self._greedy()
+        """The best end of a few local searches, each from a greedy construction in another order."""
+        best: tuple[dict[StageKey, int], Score] | None = None
+        for order in self._orders():
+            found = self._improved(self._greedy(order))
+            if best is None or _better(found[1], best[1]):
+                best = found
+            if self._any_feasible and found[1].feasible:
+                break
+        assert best is not None, "there is at least one order"
+        return best
+
+    def _orders(self) -> tuple[list[int], ...]:
+        """Models by what may be hard to place: the largest, the busiest, the tightest SLO first."""
+        part = self.model.slots[0].part.name
+        demands = self.model.demands
+        memory = [sum(stage.memory_bytes for stage in demand.stages) for demand in demands]
+        alone_ms = [demand.isolated_latency_ms(part) for demand in demands]
+        work = [demand.rate_rps * ms for demand, ms in zip(demands, alone_ms, strict=True)]
+        tightness = [ms / demand.slo_ms for demand, ms in zip(demands, alone_ms, strict=True)]
+
+        def hardest_first(hardness: Sequence[float]) -> list[int]:
+            return sorted(range(len(demands)), key=lambda model: (-hardness[model], model))
+
+        return hardest_first(memory), hardest_first(work), hardest_first(tightness)
+
+    def _improved(self, assignment: dict[StageKey, int]) -> tuple[dict[StageKey, int], Score]:
+        """Moves and swaps until a whole round of them helps nothing."""
         score = self.score(assignment)
         moves = list(self._moves())
         improved = True
@@ -192,12 +217,11 @@ class Search:
                 used.add(gpu)
         return True
 
-    def _greedy(self) -> dict[StageKey, int]:
-        """Each model where it costs least given those before it, the largest in memory first."""
+    def _greedy(self, order: Sequence[int]) -> dict[StageKey, int]:
+        """Each model where it costs least given those before it in ``order``."""
         assignment: dict[StageKey, int] = {}
         demands = self.model.demands
-        sizes = [sum(stage.memory_bytes for stage in demand.stages) for demand in demands]
-        for model in sorted(range(len(demands)), key=lambda m: (-sizes[m], m)):
+        for model in order:
             # The whole model on one GPU first, then its stages one by one.
             trials = [self._moved(assignment, model, gpu) for gpu in range(len(self.model.slots))]
             assignment = min(trials, key=self.score)
