@@ -74,8 +74,7 @@ def lowest_clock_within(part: Part, sensitivity: float, allowed_slowdown: float)
     """
     if allowed_slowdown < 1.0:
         raise ValueError(f"allowed slowdown must be at least 1, got {allowed_slowdown}")
-    from_knee = part.clocks_mhz[bisect_left(part.clocks_mhz, part.knee_mhz) :]
-    return next(c for c in from_knee if slowdown(part, sensitivity, c) <= allowed_slowdown)
+    return next(c for c in part.working_clocks_mhz if slowdown(part, sensitivity, c) <= allowed_slowdown)
 
 
 def energy_optimal_clock_mhz(part: Part, sensitivity: float) -> int:

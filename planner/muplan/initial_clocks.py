@@ -8,11 +8,9 @@ and nothing is saved; one that has nothing to do is parked at its lowest clock.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from muplan.operating import Assignment, ClusterModel, Point
-from muserve.gpu.parts import Part
 
 # Steps by which all clocks go down together. The last, individual step uses every clock of the part.
 _COMMON_LEVELS = 32
@@ -31,7 +29,7 @@ def lowest_clocks(model: ClusterModel, assignment: Assignment) -> list[int]:
     """The lowest clocks at which every attainment target is met; expects them to be met at the top clocks."""
     clocks = top_clocks(model, assignment)
     used = sorted(set(assignment.values()))
-    ladders = {gpu: working_clocks(model.slots[gpu].part) for gpu in used}
+    ladders = {gpu: model.slots[gpu].part.working_clocks_mhz for gpu in used}
 
     def at_level(level: int) -> list[int]:
         trial = list(clocks)
@@ -65,7 +63,7 @@ def clock_reason(
     part, clock = model.slots[gpu].part, clocks_mhz[gpu]
     if gpu not in assignment.values():
         return f"Parked at the lowest clock of {part.name}: nothing is placed here."
-    ladder = working_clocks(part)
+    ladder = part.working_clocks_mhz
     step = ladder.index(clock)
     if step == 0:
         return (
@@ -80,11 +78,6 @@ def clock_reason(
         f"The lowest clock that keeps {model.demands[worst].name}: at {ladder[step - 1]} MHz only "
         f"{after.attainment[worst]:.2%} of its requests would stay within {guard:.0%} of its SLO."
     )
-
-
-def working_clocks(part: Part) -> tuple[int, ...]:
-    """Supported clocks from the knee up."""
-    return part.clocks_mhz[bisect_left(part.clocks_mhz, part.knee_mhz) :]
 
 
 def _first(high: int, holds: Callable[[int], bool]) -> int:

@@ -17,7 +17,7 @@ from muplan.deploy.environment import (
     running_interpreter,
     server_environment,
 )
-from muplan.deploy.find import FoundTriton, find_triton
+from muplan.deploy.find import find_triton
 from muplan.deploy.ports import Ports, free_ports, reachable, require_free
 from muplan.deploy.runtime import runtime_directory, shared_memory_option
 from muplan.deploy.server import LogSink, ServerCommand, TritonServer
@@ -79,17 +79,21 @@ def running_triton(
         ports = ports or free_ports(address)
         require_free(ports, address)
         sink = stack.enter_context(_log_sink(log))
+        interpreter = running_interpreter()
+        vgpus = vgpu_dir(plan_dir) if plan_dir else None
         command = ServerCommand(
             executable=triton.executable,
             repository=repository,
-            backends=_backends(triton, directory),
+            backends=link_backends(triton, python_stub(triton, interpreter), directory),
             ports=ports,
             address=address,
             shared_memory_option=shared_memory_option(directory),
             config_name=config_name,
             drain_s=drain_s,
         )
-        server = TritonServer(command, _environment(directory, plan_dir), sink)
+        libraries = link_library(interpreter, directory)
+        environment = server_environment(interpreter, libraries, vgpus, os.environ)
+        server = TritonServer(command, environment, sink)
         stack.callback(server.stop)
         stop = stop or threading.Event()
         if not server.wait_until_ready(ready_timeout_s, on_progress or _log_progress, stop):
@@ -104,17 +108,6 @@ def running_triton(
             pid=server.pid,
             server=server,
         )
-
-
-def _backends(triton: FoundTriton, directory: Path) -> Path:
-    return link_backends(triton, python_stub(triton, running_interpreter()), directory)
-
-
-def _environment(directory: Path, plan_dir: Path | None) -> dict[str, str]:
-    interpreter = running_interpreter()
-    libraries = link_library(interpreter, directory)
-    vgpus = vgpu_dir(plan_dir) if plan_dir else None
-    return server_environment(interpreter, libraries, vgpus, os.environ)
 
 
 def _log_progress(loaded: int, total: int) -> None:

