@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from muserve.errors import InputError, input_error
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 PLAN_FILE = "plan.json"
 VGPU_DIR_VARIABLE = "MUSERVE_VGPU_DIR"
 
@@ -77,16 +77,44 @@ class TimeLaw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaPlan:
-    """One instance of a partition on one GPU (``gpu`` is a ``GpuPlan.name``)."""
+    """One instance of a partition: the names of its GPUs, several when it is tensor parallel."""
 
     __pydantic_config__ = _STRICT
 
-    gpu: str
+    gpus: tuple[str, ...]
+
+    @property
+    def gpu(self) -> str:
+        """The first of its GPUs, whose clock and node stand for all."""
+        return self.gpus[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutPlan:
+    """One cut between two partitions of a model and what it gained, in the terms of ``muplan.partition``.
+
+    ``unlikeness_removed`` and ``imbalance_removed`` are how much lower the cost of the model's cuts is with
+    this cut than with the two partitions joined, ``transfer_cost`` and ``cut_cost`` what it adds instead.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    after_operator: str
+    transfer_bytes: int
+    transfer_ms: float
+    unlikeness_removed: float
+    imbalance_removed: float
+    transfer_cost: float
+    cut_cost: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionPlan:
-    """A contiguous set of operators served as one Triton model, named ``name`` in the repository."""
+    """A contiguous set of operators served as one Triton model, named ``name`` in the repository.
+
+    ``laws`` are those on the part of its replicas' GPUs. ``decode_growth_ms`` is what each further running
+    request adds to a decode step at the top clock; 0 unless the model is generative.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -101,6 +129,7 @@ class PartitionPlan:
     memory_bytes: int
     transfer_bytes: int
     laws: tuple[TimeLaw, ...]
+    decode_growth_ms: float
     replicas: tuple[ReplicaPlan, ...]
 
     def law(self, phase: Phase) -> TimeLaw:
@@ -113,7 +142,11 @@ class PartitionPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
-    """One model a client calls by ``name``, its SLO, and the partitions that serve it."""
+    """One model a client calls by ``name``, its SLO, and the partitions that serve it.
+
+    ``cuts`` has one entry fewer than ``partitions``. ``slots`` is how many requests one replica of a
+    generative model works on at once, 1 for a single-pass model.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -126,7 +159,10 @@ class ModelPlan:
     rate_rps: float
     burstiness_cv: float
     mean_output_tokens: float
+    output_cv: float
+    slots: int
     predicted_attainment: float
+    cuts: tuple[CutPlan, ...]
     partitions: tuple[PartitionPlan, ...]
 
 
@@ -157,7 +193,7 @@ class GpuPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything decided offline for one cluster."""
+    """Everything decided offline for one cluster; ``link_gbs`` is the link between two GPUs of a node."""
 
     __pydantic_config__ = _STRICT
 
@@ -166,6 +202,8 @@ class Plan:
     spec_sha256: str
     seed: int
     objective: str
+    target: str
+    link_gbs: float
     gpus: tuple[GpuPlan, ...]
     models: tuple[ModelPlan, ...]
     predicted_power_w: float
@@ -184,7 +222,7 @@ class Plan:
         return tuple(
             model
             for model in self.models
-            if any(r.gpu == gpu for part in model.partitions for r in part.replicas)
+            if any(gpu in r.gpus for part in model.partitions for r in part.replicas)
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from muplan.placement import Placement
 from muplan.spec import ClusterSpec, SpecFile
 from muplan.staging import Partition, StagedModel, isolated_latency_ms
-from muplan.workload import Slot
+from muplan.workload import Demand, Slot
 from muserve import __version__
 from muserve.gpu.parts import load_part
 from muserve.plan import PLAN_VERSION, GpuPlan, ModelPlan, PartitionPlan, Plan, ReplicaPlan
@@ -47,6 +47,8 @@ def assemble_plan(
         spec_sha256=spec_file.sha256,
         seed=spec_file.spec.seed,
         objective=spec_file.spec.objective,
+        target="embedded",
+        link_gbs=spec_file.spec.cluster.link_gbs,
         gpus=gpus,
         models=tuple(_model_plan(model, placement, slot_of) for model in staged),
         predicted_power_w=round(placement.point.power_w, 3),
@@ -87,15 +89,18 @@ def _model_plan(model: StagedModel, placement: Placement, slot_of: dict[str, Slo
         rate_rps=demand.rate_rps,
         burstiness_cv=demand.burstiness_cv,
         mean_output_tokens=demand.output_tokens,
+        output_cv=demand.output_cv,
+        slots=demand.slots,
         predicted_attainment=round(placement.point.attainment[names.index(demand.name)], 6),
+        cuts=(),
         partitions=tuple(
-            _partition_plan(partition, slot_of[placement.gpu_of[partition.stage.name]])
+            _partition_plan(partition, demand, slot_of[placement.gpu_of[partition.stage.name]])
             for partition in model.partitions
         ),
     )
 
 
-def _partition_plan(partition: Partition, slot: Slot) -> PartitionPlan:
+def _partition_plan(partition: Partition, demand: Demand, slot: Slot) -> PartitionPlan:
     return PartitionPlan(
         name=partition.stage.name,
         first_operator=partition.first_operator,
@@ -108,5 +113,6 @@ def _partition_plan(partition: Partition, slot: Slot) -> PartitionPlan:
         memory_bytes=partition.stage.memory_bytes,
         transfer_bytes=partition.transfer_bytes,
         laws=partition.stage.laws[slot.part.name],
-        replicas=(ReplicaPlan(gpu=slot.name),),
+        decode_growth_ms=demand.decode_growth_ms.get(slot.part.name, 0.0),
+        replicas=(ReplicaPlan(gpus=(slot.name,)),),
     )

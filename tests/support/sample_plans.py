@@ -52,6 +52,7 @@ _PARTITION = PartitionPlan(
     memory_bytes=1,
     transfer_bytes=1,
     laws=(SAMPLE_LAW,),
+    decode_growth_ms=0.0,
     replicas=(),
 )
 _MODEL = ModelPlan(
@@ -64,7 +65,10 @@ _MODEL = ModelPlan(
     rate_rps=10.0,
     burstiness_cv=1.0,
     mean_output_tokens=1.0,
+    output_cv=0.0,
+    slots=1,
     predicted_attainment=0.99,
+    cuts=(),
     partitions=(_PARTITION,),
 )
 _PLAN = Plan(
@@ -73,6 +77,8 @@ _PLAN = Plan(
     spec_sha256="0",
     seed=0,
     objective="energy",
+    target="embedded",
+    link_gbs=12.0,
     gpus=(_GPU,),
     models=(_MODEL,),
     predicted_power_w=200.0,
@@ -89,7 +95,7 @@ def sample_gpu(index: int, node: str = "node0", **changes: Any) -> GpuPlan:
 
 def sample_partition(name: str, gpus: Iterable[str] = (), **changes: Any) -> PartitionPlan:
     """A partition of 5 ms with one replica on each GPU named in ``gpus``."""
-    replicas = tuple(ReplicaPlan(gpu=gpu) for gpu in gpus)
+    replicas = tuple(ReplicaPlan(gpus=(gpu,)) for gpu in gpus)
     return replace(_PARTITION, **({"name": name, "replicas": replicas} | changes))
 
 

@@ -19,7 +19,7 @@ from muplan.repository.directory import REPOSITORY_NAME, read_manifest
 from muplan.repository.model_config import parse_config
 from muplan.spec import SpecFile, parse_spec, read_spec
 from muserve.errors import InfeasiblePlanError, InputError
-from muserve.plan import ModelKind, Phase, read_plan
+from muserve.plan import PLAN_VERSION, ModelKind, Phase, read_plan
 from muserve.weights import strip_weights
 
 ROOT = Path(__file__).parents[3]
@@ -299,4 +299,4 @@ def test_progress_tells_each_step(tmp_path: Path) -> None:
     steps: list[str] = []
     generate(spec_file(tmp_path, bert()), tmp_path / "out", steps.append)
     assert [step.split()[0] for step in steps] == ["profiling", "placing", "writing"]
-    assert json.loads((tmp_path / "out" / "plan.json").read_bytes())["version"] == 1
+    assert json.loads((tmp_path / "out" / "plan.json").read_bytes())["version"] == PLAN_VERSION
