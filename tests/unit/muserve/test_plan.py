@@ -67,8 +67,8 @@ def _changed(**changes: object) -> str:
     ("text", "sentence"),
     [
         ("{", "plan.json: not valid JSON"),
-        ("[]", "plan.json: version: expected plan version 1, got None"),
-        (_changed(version=99), "plan.json: version: expected plan version 1, got 99"),
+        ("[]", "plan.json: version: expected plan version 2, got None"),
+        (_changed(version=99), "plan.json: version: expected plan version 2, got 99"),
         (_changed(colour="red"), "plan.json: colour: unknown key"),
         (_changed(seed="x"), "plan.json: seed: input should be a valid integer"),
         (_changed(predicted_power_w=float("nan")), "plan.json: predicted_power_w: "),
