@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from muplan.architecture.decoder import DecoderArchitecture
-from muplan.architecture.families import Bloom, CodeGen, Gpt2, Opt
+from muplan.architecture.fused_projection_families import Bloom, CodeGen
+from muplan.architecture.learned_position_families import Gpt2, Opt
 from muplan.architecture.llama_families import Llama, Mixtral, Qwen3Moe
 from muserve.errors import InputError, input_error
 

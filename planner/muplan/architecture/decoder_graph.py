@@ -12,15 +12,12 @@ the keys and values of its own layers. Only operators of the standard ONNX set, 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from muplan.architecture.blocks import activate, attend, linear, mixture, norm, rotate, split_heads
 from muplan.architecture.decoder import DecoderArchitecture
 from muplan.architecture.graph import Dtype, GraphBuilder, Step
+from muplan.architecture.positions import Positions, positions
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +33,7 @@ def decoder_graph(
     tokens: int | str = "tokens" if step == "prefill" else 1
     hidden = _entry(graph, net, layers, tokens)
     caches = _caches(graph, net, layers) if step == "decode" else {}
-    where = _positions(graph, net, hidden, caches[layers.start][0] if caches else None)
+    where = positions(graph, net, hidden, caches[layers.start][0] if caches else None)
     if layers.start == 0:
         hidden = _embedded(graph, net, hidden, where)
     presents = {}
@@ -48,20 +45,6 @@ def decoder_graph(
         graph.output(f"present_key.{layer}", key, dims)
         graph.output(f"present_value.{layer}", value, dims)
     return graph.model(f"{net.model_type}_{step}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Positions:
-    """Tensors that depend on positions only.
-
-    ``tokens`` [tokens] are the positions of the step's tokens; ``bias`` is what attention adds to the scores;
-    ``cosine`` and ``sine`` [tokens, pairs] are those of the rotary angles.
-    """
-
-    tokens: str
-    bias: str | None
-    cosine: str
-    sine: str
 
 
 _Caches = dict[int, tuple[str, str]]
@@ -83,54 +66,7 @@ def _caches(graph: GraphBuilder, net: DecoderArchitecture, layers: range) -> _Ca
     }
 
 
-def _positions(graph: GraphBuilder, net: DecoderArchitecture, first: str, past: str | None) -> _Positions:
-    """Positions start at the length of the cache ``past``, at 0 without one."""
-    scope = "positions"
-    zero, one = graph.integers(0), graph.integers(1)
-    if past is None:
-        count = graph.add(scope, "Gather", graph.add(scope, "Shape", first), one, axis=0)
-        tokens = graph.add(scope, "Range", zero, count, one)
-    else:
-        count = graph.add(scope, "Gather", graph.add(scope, "Shape", past), graph.integers(2), axis=0)
-        tokens = graph.add(scope, "Unsqueeze", count, graph.integers([0]))
-    cosine = sine = ""
-    if net.rotary is not None:
-        rows = graph.add(scope, "Unsqueeze", graph.cast(scope, tokens, full=True), graph.integers([1]))
-        angles = graph.add(scope, "Mul", rows, graph.numbers(net.rotary.inverse_frequencies, full=True))
-        cosine, sine = (graph.add(scope, op, angles) for op in ("Cos", "Sin"))
-        if graph.half:
-            cosine, sine = (graph.cast(scope, tensor, full=False) for tensor in (cosine, sine))
-    bias = None
-    if past is None:
-        later = graph.add(
-            scope,
-            "Greater",
-            graph.add(scope, "Unsqueeze", tokens, graph.integers([0])),
-            graph.add(scope, "Unsqueeze", tokens, graph.integers([1])),
-        )
-        bias = graph.add(scope, "Where", later, graph.numbers(-math.inf), graph.numbers(0.0))
-    if net.alibi:
-        keys = (
-            tokens
-            if past is None
-            else graph.add(scope, "Range", zero, graph.add(scope, "Add", count, one), one)
-        )
-        distances = graph.add(
-            scope, "Mul", graph.cast(scope, keys, full=False), graph.table(_slopes(graph, net.heads))
-        )
-        bias = distances if bias is None else graph.add(scope, "Add", distances, bias)
-    return _Positions(tokens=tokens, bias=bias, cosine=cosine, sine=sine)
-
-
-def _slopes(graph: GraphBuilder, heads: int) -> np.ndarray[Any, np.dtype[Any]]:
-    """ALiBi slopes [heads, 1, 1] (Press et al. 2022, arXiv 2108.12409), for any number of heads."""
-    power = 2 ** math.floor(math.log2(heads))
-    slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
-    slopes += [2 ** (-4 * (2 * head + 1) / power) for head in range(heads - power)]
-    return np.array(slopes, np.float16 if graph.half else np.float32).reshape(-1, 1, 1)
-
-
-def _embedded(graph: GraphBuilder, net: DecoderArchitecture, ids: str, where: _Positions) -> str:
+def _embedded(graph: GraphBuilder, net: DecoderArchitecture, ids: str, where: Positions) -> str:
     module = net.names["embedding"]
     table = graph.embedding(module, net.vocabulary, net.hidden_size)
     hidden = graph.add(module, "Gather", table, ids, axis=0)
@@ -151,7 +87,7 @@ def _layer(
     net: DecoderArchitecture,
     layer: int,
     hidden: str,
-    where: _Positions,
+    where: Positions,
     past: tuple[str, str] | None,
 ) -> tuple[str, tuple[str, str]]:
     """The layer's output, and its keys and values so far."""
@@ -185,7 +121,7 @@ def _layer(
 
 
 def _projections(
-    graph: GraphBuilder, net: DecoderArchitecture, layer: int, tensor: str, where: _Positions
+    graph: GraphBuilder, net: DecoderArchitecture, layer: int, tensor: str, where: Positions
 ) -> tuple[str, str, str]:
     """Queries, keys and values [batch, heads, tokens, size], normed and rotated where the network says so."""
     scope = net.names["attention"].format(layer=layer)
