@@ -92,7 +92,7 @@ def _model_plan(model: StagedModel, placement: Placement, slot_of: dict[str, Slo
         output_cv=demand.output_cv,
         slots=demand.slots,
         predicted_attainment=round(placement.point.attainment[names.index(demand.name)], 6),
-        cuts=(),
+        cuts=model.cuts,
         partitions=tuple(
             _partition_plan(partition, demand, slot_of[placement.gpu_of[partition.stage.name]])
             for partition in model.partitions

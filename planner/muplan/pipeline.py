@@ -5,20 +5,22 @@ spec -> sources -> profiles and cuts -> placement and clocks -> plan -> files ->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from muplan.assembly import assemble_plan, cluster_slots
 from muplan.infeasible import infeasible
+from muplan.partition import CutWeights
 from muplan.placement import place
 from muplan.repository.artefacts import artefacts
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
 from muplan.spec import SpecFile
 from muplan.spec_paths import check_model_paths, check_predictor, check_weights
-from muplan.staging import stage_model
+from muplan.staging import StagedModel, stage_model
 from muserve.errors import InputError
 from muserve.plan import ModelKind, Plan
 
@@ -55,6 +57,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     with _blamed_on(str(spec_file.path)):
         check_predictor(spec_file)
     parts = {slot.part.name: slot.part for slot in slots}
+    weights = CutWeights(**spec.partitioning.model_dump())
     staged = []
     for position, model in enumerate(spec.models):
         _report(on_progress, f"profiling and cutting {model.name} ({model.source})")
@@ -64,13 +67,24 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
             if model.kind is ModelKind.GENERATIVE and not all(slot.virtual for slot in slots):
                 raise InputError("engine.name: replay runs on virtual GPUs only, the cluster has real ones")
             check_weights(model, source, spec_file)
-            staged.append(stage_model(model, source, parts, spec.cluster.link_gbs))
+            staged.append(stage_model(model, source, parts, spec.cluster.link_gbs, weights))
+    _check_names(spec_file, staged)
     _report(on_progress, f"placing {sum(len(m.partitions) for m in staged)} partitions on {len(slots)} GPUs")
     placement = place([model.demand for model in staged], slots)
     if not placement.score.feasible:
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)
     return Planned(plan=plan, files=artefacts(plan, staged, spec_file))
+
+
+def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:
+    """The spec cannot know the names of models whose count of partitions it leaves to us."""
+    names = Counter(name for model in staged for name in model.spec.triton_names(len(model.partitions)))
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(
+                f"{spec_file.path}: models: expected distinct Triton model names, got {name} {count} times"
+            )
 
 
 def _report(on_progress: Progress | None, sentence: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from muplan.group import Group
 from muplan.initial_clocks import clock_reason, lowest_clocks, top_clocks
 from muplan.operating import Assignment, ClusterModel, Point
 from muplan.workload import Demand, Slot, StageKey
@@ -73,9 +74,12 @@ def place(demands: Sequence[Demand], slots: Sequence[Slot], *, guard: float = SL
     guarded = [replace(demand, slo_ms=demand.slo_ms * guard) for demand in ordered]
     search = Search(ClusterModel(guarded, slots))
     assignment, score = search.best()
-    clocks = (
-        lowest_clocks(search.model, assignment) if score.feasible else top_clocks(search.model, assignment)
-    )
+    clocks: dict[int, int] = {}
+    reasons: dict[int, str] = {}
+    for group in search.model.groups(assignment):
+        own = lowest_clocks(group) if score.feasible else top_clocks(group)
+        clocks |= own
+        reasons |= {gpu: clock_reason(group, own, gpu, guard) for gpu in own}
     exact = ClusterModel(ordered, slots)
     return Placement(
         demands=ordered,
@@ -83,10 +87,8 @@ def place(demands: Sequence[Demand], slots: Sequence[Slot], *, guard: float = SL
             ordered[model].stages[stage].name: slots[gpu].name
             for (model, stage), gpu in sorted(assignment.items())
         },
-        clock_reasons=tuple(
-            clock_reason(search.model, assignment, clocks, gpu, guard) for gpu in range(len(slots))
-        ),
-        point=exact.point(assignment, clocks),
+        clock_reasons=tuple(reasons[gpu] for gpu in range(len(slots))),
+        point=exact.point(assignment, [clocks[gpu] for gpu in range(len(slots))]),
         default_point=exact.point(assignment, [slot.part.top_clock_mhz for slot in slots]),
         score=score,
     )
@@ -118,15 +120,24 @@ class Search:
         used = self.model.memory_used(assignment)
         pairs = zip(used, self.model.slots, strict=True)
         overflow = sum(max(0, taken - slot.part.memory_bytes) for taken, slot in pairs)
-        top = self.model.point(assignment, top_clocks(self.model, assignment))
+        groups = self.model.groups(assignment)
+        top = self._point(assignment, groups, top_clocks)
         pairs_met = zip(top.attainment, self.model.demands, strict=True)
         shortfall = sum(max(0.0, demand.attainment_target - met) for met, demand in pairs_met)
         if overflow or shortfall or self._any_feasible:
             # Ranked by pressure as well: between two overloaded GPUs attainment alone sees no
             # difference.
             return Score(overflow_bytes=overflow, shortfall=shortfall, power_w=top.power_w)
-        point = self.model.point(assignment, lowest_clocks(self.model, assignment))
+        point = self._point(assignment, groups, lowest_clocks)
         return Score(overflow_bytes=0, shortfall=0.0, power_w=point.power_w)
+
+    def _point(
+        self, assignment: Assignment, groups: Sequence[Group], rule: Callable[[Group], dict[int, int]]
+    ) -> Point:
+        clocks: dict[int, int] = {}
+        for group in groups:
+            clocks |= rule(group)
+        return self.model.point(assignment, [clocks[gpu] for gpu in range(len(self.model.slots))])
 
     def exhaustive(self) -> tuple[dict[StageKey, int], Score]:
         """The best of all assignments, the first one of equals."""

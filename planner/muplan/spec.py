@@ -15,8 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
+from muplan.partition import DEFAULT_WEIGHTS
 from muplan.spec_text import read_mapping
 from muserve.errors import InputError, input_error
 from muserve.plan import ModelKind
@@ -124,7 +133,9 @@ class ModelSpec(_Section):
         default=0.99, description="Share of requests that must meet the limit."
     )
     load: LoadSpec
-    partitions: Count = Field(default=1, description="Parts a single-pass model is cut into.")
+    partitions: Literal["auto"] | Count = Field(
+        default="auto", description="Parts a single-pass model is cut into; auto: as many as pay off."
+    )
     dims: dict[str, Count] = Field(
         default_factory=dict, description="Typical sizes of a single-pass model's free dimensions."
     )
@@ -137,6 +148,14 @@ class ModelSpec(_Section):
         "default: pieces of about 4 characters.",
     )
 
+    @field_validator("partitions", mode="wrap")
+    @classmethod
+    def _auto_or_count(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:  # one complaint instead of one for each alternative
+            raise ValueError("expected auto or a whole number from 1 to 4096") from error
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.slo_ms is None) == (self.slo_scale is None):
@@ -148,13 +167,18 @@ class ModelSpec(_Section):
                 raise ValueError(f"{key} has no meaning for a {self.kind.value} model")
         return self
 
-    def triton_names(self) -> tuple[str, ...]:
-        """Every Triton model this model becomes; the first is the one clients call."""
+    @property
+    def fixed_partitions(self) -> int | None:
+        """The number of parts asked for; None when the planner chooses it."""
+        return None if self.partitions == "auto" else self.partitions
+
+    def triton_names(self, partitions: int) -> tuple[str, ...]:
+        """Every Triton model this model becomes in so many parts; the first is the one clients call."""
         if self.kind is ModelKind.GENERATIVE:
             return (self.name, f"{self.name}_length_predictor", f"{self.name}_engine")
-        if self.partitions == 1:
+        if partitions == 1:
             return (self.name,)
-        return (self.name, *(f"{self.name}_stage{i}" for i in range(self.partitions)))
+        return (self.name, *(f"{self.name}_stage{i}" for i in range(partitions)))
 
     @property
     def answer_tokens(self) -> TokensSpec:
@@ -185,12 +209,34 @@ class ServingSpec(_Section):
     order: Literal["ssjf", "fcfs"] = "ssjf"
 
 
+class PartitioningSpec(_Section):
+    """What weighs how much when the planner cuts a model; the terms are those of ``muplan.partition``."""
+
+    unlikeness: NonNegative = Field(
+        default=DEFAULT_WEIGHTS.unlikeness,
+        description="Spread of clock sensitivity k within a part: time-weighted variance.",
+    )
+    imbalance: NonNegative = Field(
+        default=DEFAULT_WEIGHTS.imbalance,
+        description="Unevenness of the parts: squared distance of their shares of the time from equal ones.",
+    )
+    transfer: NonNegative = Field(
+        default=DEFAULT_WEIGHTS.transfer,
+        description="Time to send what crosses a cut over the link, as a share of the model's time.",
+    )
+    cut: NonNegative = Field(
+        default=DEFAULT_WEIGHTS.cut,
+        description="Cost of each cut. At 0.02 two equal halves are parted when their k differ by 0.28.",
+    )
+
+
 class Spec(_Section):
     """A whole spec."""
 
     cluster: ClusterSpec
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     objective: Literal["energy"] = "energy"
+    partitioning: PartitioningSpec = PartitioningSpec()
     predictor: PredictorSpec = PredictorSpec()
     serving: ServingSpec = ServingSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -198,7 +244,9 @@ class Spec(_Section):
     @model_validator(mode="after")
     def _distinct_models(self) -> Self:
         _refuse_duplicates("model", (model.name for model in self.models))
-        _refuse_duplicates("Triton model", (name for model in self.models for name in model.triton_names()))
+        # A count left to the planner is 1 here; the names it leads to are checked once it is known.
+        names = (name for model in self.models for name in model.triton_names(model.fixed_partitions or 1))
+        _refuse_duplicates("Triton model", names)
         return self
 
 

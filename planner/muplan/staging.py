@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from muplan.partition import choose_cuts
+from muplan.partition import CutWeights, choose_cuts, cut_plans
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_law
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
 from muplan.profile.shapes import dynamic_axes, tensor_specs
@@ -14,16 +14,14 @@ from muplan.sensitivity import operator_times, stage_law
 from muplan.sources import LoadedModel
 from muplan.spec import ModelSpec
 from muplan.splitting import split, weight_bytes
+from muplan.stage_memory import CONTEXT_BYTES, MemoryLimit, memory_bytes, stage_memory
 from muplan.workload import Demand, Stage
 from muserve.errors import InputError
 from muserve.gpu.parts import Part
-from muserve.plan import ModelKind, TimeLaw
+from muserve.plan import CutPlan, ModelKind, TimeLaw
 
 if TYPE_CHECKING:
     import onnx
-
-# Device memory that a process takes before it loads a model: CUDA context, cuBLAS and cuDNN handles.
-CONTEXT_BYTES = 450_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,29 +45,33 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedModel:
-    """A model of the spec, cut and profiled on every part of the cluster."""
+    """A model of the spec, cut and profiled on every part of the cluster; ``cuts`` lie between partitions."""
 
     spec: ModelSpec
     source: LoadedModel
     demand: Demand
     partitions: tuple[Partition, ...]
+    cuts: tuple[CutPlan, ...]
 
 
 def stage_model(
-    spec: ModelSpec, source: LoadedModel, parts: Mapping[str, Part], link_gbs: float
+    spec: ModelSpec, source: LoadedModel, parts: Mapping[str, Part], link_gbs: float, weights: CutWeights
 ) -> StagedModel:
-    """Profile and cut one model for GPUs of the given ``parts``; cuts are chosen for the first of them.
+    """Profile and cut one model for GPUs of the given ``parts``.
 
-    Raises InputError, naming the key, when kind or sizes do not suit the source, when a partition is
-    too large for every GPU, or when the SLO is below the isolated latency.
+    Cuts are chosen by the times on the first of them and so that every partition fits into the largest: a
+    model that fits one GPU of the cluster whole need not be cut for the others. Raises InputError, naming
+    the key, when kind or sizes do not suit the source, when a partition is too large for every GPU, or
+    when the SLO is below the isolated latency.
     """
     if source.kind is not spec.kind:
         raise InputError(f"kind: {spec.source} is {source.kind.value}, got {spec.kind.value}")
     if source.graph is not None:
-        partitions = _cut(spec, source, source.graph, tuple(parts.values()), link_gbs)
+        partitions, cuts = _cut(spec, source, source.graph, tuple(parts.values()), link_gbs, weights)
         growth: dict[str, float] = {}
     else:
         partitions, growth = _whole_llm(spec, source, parts)
+        cuts = ()
     for partition in partitions:
         _check_memory(spec, partition, parts)
     demand = Demand(
@@ -86,7 +88,7 @@ def stage_model(
         decode_growth_ms=growth,
     )
     demand = _with_slo(spec, demand, parts)
-    return StagedModel(spec=spec, source=source, demand=demand, partitions=partitions)
+    return StagedModel(spec=spec, source=source, demand=demand, partitions=partitions, cuts=cuts)
 
 
 def rounded_law(law: TimeLaw) -> TimeLaw:
@@ -120,7 +122,8 @@ def _cut(
     graph: onnx.ModelProto,
     parts: Sequence[Part],
     link_gbs: float,
-) -> tuple[Partition, ...]:
+    weights: CutWeights,
+) -> tuple[tuple[Partition, ...], tuple[CutPlan, ...]]:
     axes = dynamic_axes(graph)
     for axis in spec.dims:
         if axis not in axes:
@@ -129,16 +132,22 @@ def _cut(
     dims = {**source.default_dims, **spec.dims}
     costs = operator_costs(graph, dims.get(BATCH_AXIS, 1), dims)
     dtype = graph_dtype(graph)
-    cuts = choose_cuts(costs, operator_times(costs, parts[0], dtype), spec.partitions, link_gbs)
+    times = operator_times(costs, parts[0], dtype)
+    largest = max(parts, key=lambda part: part.memory_bytes)
+    limit = MemoryLimit(
+        memory=stage_memory(graph, costs), limit_bytes=largest.memory_bytes, part=largest.name
+    )
+    cuts = choose_cuts(costs, times, spec.fixed_partitions, link_gbs, weights, limit)
     bounds = [-1, *cuts, len(costs) - 1]
-    names = spec.triton_names()[-spec.partitions :]
+    count = len(cuts) + 1
+    names = spec.triton_names(count)[-count:]
     partitions = []
     for index, piece in enumerate(split(graph, cuts)):
         low, high = bounds[index] + 1, bounds[index + 1] + 1
         sent_bytes = costs[low - 1].cut_bytes if low else 0
         laws = {part.name: (rounded_law(stage_law(costs[low:high], part, dtype)),) for part in parts}
         partitions.append(_partition(names[index], piece, costs[low:high], sent_bytes, laws, link_gbs))
-    return tuple(partitions)
+    return tuple(partitions), cut_plans(costs, times, cuts, link_gbs, weights)
 
 
 def _partition(
@@ -151,11 +160,9 @@ def _partition(
 ) -> Partition:
     inputs, outputs = tensor_specs(graph)
     weights = weight_bytes(graph)
-    # What is live while an operator runs: what crosses it, and what it reads and writes itself.
-    activations = max(c.cut_bytes + c.bytes_read - c.weight_bytes + c.bytes_written for c in costs)
     stage = Stage(
         name=name,
-        memory_bytes=CONTEXT_BYTES + weights + activations,
+        memory_bytes=memory_bytes(weights, costs),
         transfer_ms=sent_bytes / link_gbs * 1e-6,
         laws=laws,
     )

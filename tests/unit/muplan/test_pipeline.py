@@ -239,7 +239,7 @@ class TestRefused:
             (bert(source="catalog:opt-1.3b", dims={}), "kind: catalog:opt-1.3b is generative"),
             (bert(dims={"width": 3}), "dims.width: no such free dimension, expected one of: "),
             (bert(slo_ms=0.5), "slo_ms: expected more than the isolated latency of"),
-            (bert(partitions=4000), "partitions: expected 1 to"),
+            (bert(partitions=4000), "partitions: expected auto or 1 to"),
             (bert(weights={"file": "none.npz"}), "none.npz: expected a readable file"),
             (bert(weights={"file": "broken.onnx"}), "weights.file: "),
             (llm(tokenizer="none.json"), "none.json: expected a readable file"),
@@ -257,6 +257,16 @@ class TestRefused:
         sentence = refused(spec_file(tmp_path, model), tmp_path)
         assert sentence.startswith(f"{tmp_path / 'spec.yaml'}: models[0] ({model['name']}): ")
         assert expected in sentence
+
+    def test_names_that_collide_once_the_number_of_partitions_is_known(self, tmp_path: Path) -> None:
+        file = spec_file(
+            tmp_path,
+            bert(slo_ms=5000),
+            bert(name="bert_stage1", slo_ms=5000),
+            partitioning={"cut": 0, "transfer": 0, "imbalance": 0},
+        )
+        sentence = refused(file, tmp_path)
+        assert "spec.yaml: models: expected distinct Triton model names, got bert_stage1 2 times" in sentence
 
     def test_weights_for_a_source_that_has_its_own(self, tmp_path: Path) -> None:
         tiny_onnx(tmp_path / "tiny.onnx")
