@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from muserve.errors import GpuBusyError, GpuLostError, GpuNotFoundError, GpuUnsupportedError, InputError
+from muserve.gpu.parts import part_names
 from muserve.gpu.protocol import Gpu
 from muserve.gpu.virtual import VirtualGpu
 from muserve.gpu.virtual_codec import decode, encode
@@ -71,6 +72,17 @@ def test_it_is_a_gpu_that_says_it_is_virtual(gpu: VirtualGpu) -> None:
     assert device.power_w() == gpu.part.idle_default_w
     assert device.utilisation() == 0.0
     assert device.throttle_reasons() == frozenset()
+
+
+@pytest.mark.parametrize("part_name", part_names())
+def test_every_part_of_the_catalogue_opens(part_name: str, path: Path) -> None:
+    gpu = VirtualGpu.create(path, part_name, 0, "VGPU-test-0")
+    assert gpu.identity.name == f"Virtual {part_name}"
+    assert gpu.power_w() == gpu.part.idle_default_w
+    gpu.lock_clock(gpu.part.knee_mhz)
+    until(lambda: gpu.clock_mhz() == gpu.part.knee_mhz)
+    run = gpu.run(2, 0.5)
+    assert run.gpu_s == pytest.approx(0.002 * slowdown(gpu.part, 0.5, gpu.part.knee_mhz), abs=1e-6)
 
 
 def test_a_run_alone_takes_its_time(gpu: VirtualGpu) -> None:
