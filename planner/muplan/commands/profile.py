@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -14,14 +17,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muserve.errors import InputError
-from muserve.gpu.parts import load_part
+from muserve.gpu.parts import Part, load_part
 
 if TYPE_CHECKING:
+    from muplan.profile.buckets import Work
+    from muplan.profile.measured import Bench
     from muplan.profile.profile_file import Profile
+    from muplan.sources import LoadedModel
+    from muserve.gpu.protocol import Gpu
 
 # Without a terminal rich assumes 80 columns, which breaks the tables.
 _PIPED_COLUMNS = 120
 _LARGEST_SIZE = 2**24
+_INTERRUPTED = 130
 
 
 def _sizes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -58,6 +66,25 @@ def _dims(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 @click.option(
     "--dim", callback=_dims, multiple=True, metavar="AXIS=SIZE", help="Size of another dynamic axis."
 )
+@click.option("--measure", is_flag=True, help="Time a real GPU at locked clocks instead of modelling it.")
+@click.option(
+    "--device", type=click.IntRange(0), default=0, show_default=True, help="NVML index to measure on."
+)
+@click.option("--virtual", is_flag=True, help="Rehearse --measure on a virtual GPU; figures stay modelled.")
+@click.option(
+    "--clocks",
+    type=click.IntRange(4, 64),
+    default=5,
+    show_default=True,
+    help="Clocks to measure at, from the knee to the top.",
+)
+@click.option(
+    "--pieces",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Partitions to measure beside the whole model.",
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the profile here."
 )
@@ -70,13 +97,19 @@ def command(
     prompt: tuple[int, ...],
     context: tuple[int, ...],
     dim: dict[str, int],
+    measure: bool,
+    device: int,
+    virtual: bool,
+    clocks: int,
+    pieces: int,
     output: Path | None,
     top: int,
     as_json: bool,
 ) -> None:
     """Show what MODEL costs on a GPU, by operator and candidate partition, and how the clock matters.
 
-    MODEL is a source as in a spec (onnx:PATH, ...); a bare name is one of the catalogue.
+    MODEL is a source as in a spec (onnx:PATH, ...); a bare name is one of the catalogue. Figures are modelled
+    unless --measure times a real GPU; a measurement that was stopped goes on from OUTPUT.journal.
     """
     from muplan.profile.buckets import Sizes, bucket_works
     from muplan.profile.modelled import modelled_profile
@@ -89,16 +122,28 @@ def command(
     sizes = Sizes(batches=batch, prompts=prompt, contexts=context, dims=dim)
     if output is not None:
         _check_writable(output)
-    with _progress() as progress:
-        task = progress.add_task("profiling", total=None)
-        profile = modelled_profile(
-            source,
-            part,
-            bucket_works(source, sizes),
-            lambda work: progress.update(task, description=str(work)),
-        )
+    if virtual and not measure:
+        raise InputError("--virtual: expected together with --measure")
+    if measure:
+        if output is None:
+            raise InputError(
+                "--measure: expected --output, where the journal of finished points goes as well"
+            )
+        works = tuple(bucket_works(source, sizes))
+        with _bench(part, device if not virtual else None, clocks, pieces) as bench:
+            profile = _measured(source, works, bench, output)
+    else:
+        with _progress() as progress:
+            task = progress.add_task("profiling", total=None)
+            profile = modelled_profile(
+                source,
+                part,
+                bucket_works(source, sizes),
+                lambda work: progress.update(task, description=str(work)),
+            )
+        if output is not None:
+            _write(output, profile)
     if output is not None:
-        _write(output, profile)
         click.echo(f"muplan: profile written to {output}", err=True)
     if as_json:
         click.echo(profile_bytes(profile), nl=False)
@@ -106,6 +151,110 @@ def command(
     console = Console()
     console.width = console.width if console.is_terminal else _PIPED_COLUMNS
     console.print(profile_view(profile, top))
+
+
+@contextmanager
+def _bench(part: Part, device: int | None, clocks: int, pieces: int) -> Iterator[Bench]:
+    """The GPU to measure on, opened: the one of NVML index ``device``, or a virtual one for None."""
+    from muplan.profile.measured import Bench, check_part
+    from muplan.profile.runtime import OnnxRuntime, Runtime, VirtualRuntime
+    from muplan.profile.stopwatch import Patience
+    from muplan.profile.targets import choose_clocks
+
+    with ExitStack() as stack:
+        gpu: Gpu
+        runtime: Runtime
+        if device is None:
+            from muserve.gpu.virtual import VirtualGpu
+
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muplan-profile-")))
+            gpu = virtual_gpu = VirtualGpu.create(folder / "gpu.vgpu", part.name, 0, "VGPU-profile-0")
+            runtime, driver, patience = (
+                VirtualRuntime(virtual_gpu),
+                "none",
+                Patience(settle_s=0.05, window_s=0.03, cool_s=0.0),
+            )
+        else:
+            # Imported here so that a machine without a driver never loads NVML.
+            from muserve.gpu.nvml import NvmlGpu, driver_version
+
+            gpu, runtime, driver, patience = (
+                NvmlGpu.open(device),
+                OnnxRuntime(device),
+                driver_version(),
+                Patience(),
+            )
+            check_part(gpu, part)
+        chosen = choose_clocks(gpu, part, clocks)
+        if len(chosen) == 1:
+            click.echo(
+                f"muplan: the clock of {gpu.identity.name} may not be locked (that needs root): "
+                "measuring at its default clock only, k stays modelled",
+                err=True,
+            )
+        yield Bench(
+            gpu=gpu,
+            driver=driver,
+            part=part,
+            runtime=runtime,
+            clocks_mhz=chosen,
+            partitions=pieces,
+            patience=patience,
+        )
+
+
+def _measured(source: LoadedModel, works: tuple[Work, ...], bench: Bench, output: Path) -> Profile:
+    """The measured profile, continued from the journal beside ``output`` when there is one."""
+    from muplan.profile.journal import Journal
+    from muplan.profile.measured import journal_identity, measured_profile
+
+    file = output.with_name(output.name + ".journal")
+    with (
+        _interruptible(file),
+        Journal(file, journal_identity(source, works, bench)) as journal,
+        _progress() as progress,
+    ):
+        profile = measured_profile(source, works, bench, journal, _Bar(progress))
+        _write(output, profile)
+        journal.remove()
+    return profile
+
+
+class _Bar:
+    """A measurement's ``Watcher``: one bar over all points."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def started(self, points: int, finished: int) -> None:
+        if finished:
+            self._progress.console.print(f"muplan: {finished} of {points} points are in the journal already")
+        self._progress.update(self._task, total=points, completed=finished)
+
+    def measuring(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+    def measured(self) -> None:
+        self._progress.advance(self._task)
+
+
+@contextmanager
+def _interruptible(journal: Path) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that no clock stays locked, and exit with 130."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: the clock is unlocked; the same command goes on from {journal}", err=True)
+        sys.exit(_INTERRUPTED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

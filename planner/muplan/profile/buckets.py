@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
 from muplan.profile.roofline import GRAPH_RUNTIME, Runtime
@@ -11,6 +12,9 @@ from muplan.profile.shapes import dynamic_axes
 from muplan.sources import LoadedModel
 from muserve.errors import InputError
 from muserve.plan import Phase
+
+if TYPE_CHECKING:
+    import onnx
 
 INFERENCE_BATCHES = (1, 2, 4, 8, 16, 32)
 
@@ -30,9 +34,9 @@ class Sizes:
     dims: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Work:
-    """One bucket: the operators of its graph at its size, and the runtime that is expected to run them.
+    """One bucket: its graph, the operators at its size, and the runtime that is expected to run them.
 
     ``sizes`` gives every dynamic axis of the graph, ``fixed_dims`` those that are the same in all buckets.
     """
@@ -42,6 +46,7 @@ class Work:
     tokens: int
     sizes: dict[str, int]
     fixed_dims: dict[str, int]
+    graph: onnx.ModelProto
     costs: tuple[OperatorCost, ...]
     dtype: str
     runtime: Runtime
@@ -102,6 +107,7 @@ def _single_pass(source: LoadedModel, sizes: Sizes) -> Iterator[Work]:
             tokens=0,
             sizes={axis: batch if axis == BATCH_AXIS else dims[axis] for axis in axes},
             fixed_dims={axis: dims[axis] for axis in axes if axis != BATCH_AXIS},
+            graph=graph,
             costs=operator_costs(graph, batch, dims),
             dtype=dtype,
             runtime=GRAPH_RUNTIME,

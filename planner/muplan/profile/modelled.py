@@ -86,21 +86,21 @@ class ModelledRows:
             op_type=op_type,
             first=first,
             last=last,
-            latency_ms=_rounded(law.latency_ms),
-            launch_ms=_rounded(launch),
-            memory_ms=_rounded(memory),
-            compute_ms=_rounded(compute),
+            latency_ms=rounded(law.latency_ms),
+            launch_ms=rounded(launch),
+            memory_ms=rounded(memory),
+            compute_ms=rounded(compute),
             k=k,
             k_low=round(min(law.sensitivity.low, k), _DIGITS),
             k_high=round(max(law.sensitivity.high, k), _DIGITS),
             from_mhz=part.knee_mhz,
             to_mhz=part.top_clock_mhz,
-            busy_top_w=_rounded(busy_top_w),
-            busy_knee_w=_rounded(busy_knee_w),
-            p0_w=_rounded(p0_w),
-            c1_w=_rounded(c1_w),
-            c3_w=_rounded(c3_w),
-            flops=_rounded(sum(cost.flops for cost in costs)),
+            busy_top_w=rounded(busy_top_w),
+            busy_knee_w=rounded(busy_knee_w),
+            p0_w=rounded(p0_w),
+            c1_w=rounded(c1_w),
+            c3_w=rounded(c3_w),
+            flops=rounded(sum(cost.flops for cost in costs)),
             bytes_read=sum(cost.bytes_read for cost in costs),
             bytes_written=sum(cost.bytes_written for cost in costs),
             weight_bytes=sum(cost.weight_bytes for cost in costs),
@@ -162,6 +162,6 @@ def _live_bytes(cost: OperatorCost) -> int:
     return cost.cut_bytes + max(cost.bytes_read - cost.weight_bytes, 0) + cost.bytes_written
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """``value`` with digits that do not depend on the Python version."""
     return float(f"{value:.{_DIGITS}g}")
