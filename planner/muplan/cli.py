@@ -9,6 +9,7 @@ from muserve.cli import LazyGroup, set_up_logging
 
 _COMMANDS = {
     "generate": ("muplan.commands.generate", "Plan a spec and write its Triton model repository."),
+    "profile": ("muplan.commands.profile", "Show what a model costs on a GPU, operator by operator."),
     "serve": ("muplan.commands.serve", "Serve a generated repository with a real Triton."),
     "explain": ("muplan.commands.explain", "Explain a plan: who sits where, and why."),
     "diff": ("muplan.commands.diff", "Compare two plans; exits 0 when they are the same, 1 when not."),
