@@ -16,7 +16,8 @@ from muplan.catalog import default_dims, load_graph, load_llm
 from muplan.profile.llm import decode_growth_ms, decode_law, parse_llm, prefill_law
 from muplan.profile.operators import OperatorCost, graph_dtype, operator_costs
 from muplan.profile.roofline import GRAPH_RUNTIME, KernelTime, operator_time
-from muplan.profile.shapes import dynamic_axes, infer_shapes, symbolic_dims, tensor_specs
+from muplan.profile.shapes import dynamic_axes, infer_shapes, tensor_specs
+from muplan.profile.symbolic import symbolic_dims
 from muplan.sensitivity import stage_law
 from muserve.errors import InputError
 from muserve.gpu.parts import Part, load_part
