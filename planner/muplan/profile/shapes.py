@@ -1,8 +1,7 @@
 """Shapes of every tensor of an ONNX graph at given input sizes.
 
-ONNX shape inference does the work. Where it cannot follow shape arithmetic through its own data
-propagation, integer sub-expressions whose inputs are known by then are evaluated with the ONNX
-reference implementation and inference runs again.
+ONNX shape inference does the work; where it cannot follow shape arithmetic through its own data
+propagation, ``muplan.profile.folding`` evaluates it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from muplan.profile.folding import fold_known
+from muplan.profile.folding import follow_arithmetic, has_schema, shape_of
 from muplan.profile.tensor_shape import TensorShape
 from muserve.errors import InputError
 from muserve.tensor_data import light_copy
@@ -19,7 +18,6 @@ from muserve.tensor_data import light_copy
 if TYPE_CHECKING:
     import onnx
 
-_MOST_ROUNDS = 16
 _LARGEST_TENSOR_BYTES = 2**62
 
 
@@ -45,20 +43,19 @@ def dynamic_axes(model: onnx.ModelProto) -> tuple[str, ...]:
 def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, TensorShape]:
     """The shape of every tensor when the symbolic input dims have the given sizes.
 
-    ``sizes`` is keyed as ``dynamic_axes`` names them. Operators that ONNX does not know have the shapes
-    that the file declares for their outputs. Raises InputError when a size is missing, when the sizes do
-    not fit the graph, or when a shape depends on the input data.
+    ``sizes`` is keyed as ``dynamic_axes`` names them. Where ONNX cannot infer a shape, the one that the
+    file declares counts. Raises InputError when a size is missing, when the sizes do not fit the graph, or
+    when a shape depends on the input data and is not declared.
     """
     concrete = _with_sizes(model, sizes)
-    for _ in range(_MOST_ROUNDS):
-        shapes = _run_inference(concrete)
-        _check_extents(model, shapes)
-        stuck = [node for node in concrete.graph.node if _unknown_output(node, shapes)]
-        if not stuck:
-            return shapes
-        if not fold_known(concrete, shapes):
-            break
-    raise InputError(f"graph {model.graph.name}: {_reason(concrete, stuck[0], shapes)}")
+    shapes = _run_inference(concrete)
+    if _without_shape(concrete, shapes) is not None:
+        shapes = follow_arithmetic(concrete, shapes, _declared(model, sizes))
+    _check_extents(model, shapes)
+    stuck = _without_shape(concrete, shapes)
+    if stuck is not None:
+        raise InputError(f"graph {model.graph.name}: {_reason(concrete, stuck, shapes)}")
+    return shapes
 
 
 def tensor_specs(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -82,7 +79,7 @@ def _public_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
-    """A light copy with concrete input dims, and declared shapes only where ONNX cannot infer them."""
+    """A light copy with concrete input dims and without declared intermediate or output shapes."""
     concrete = light_copy(model)
     for value in _public_inputs(model):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
@@ -92,34 +89,40 @@ def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelP
                     f"graph {model.graph.name}: input {value.name} has the dynamic axis {name}: give its size"
                 )
     for value in concrete.graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                size = sizes[dim.dim_param or f"{value.name}_{axis}"]
-                dim.Clear()
-                dim.dim_value = size
-    foreign = {name for node in model.graph.node if not _has_schema(node) for name in node.output}
-    declared = [value for value in concrete.graph.value_info if value.name in foreign]
-    for value in (*declared, *concrete.graph.output):
-        if value.name not in foreign:
-            value.type.tensor_type.ClearField("shape")
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in sizes:
-                size = sizes[dim.dim_param]
-                dim.Clear()
-                dim.dim_value = size
+        _set_sizes(value, sizes)
+    for value in concrete.graph.output:
+        value.type.tensor_type.ClearField("shape")
     del concrete.graph.value_info[:]
-    concrete.graph.value_info.extend(declared)
     return concrete
 
 
-def _has_schema(node: onnx.NodeProto) -> bool:
-    from onnx import defs
+def _declared(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, TensorShape]:
+    """The shapes that the file itself gives for results of operators, where ``sizes`` settle them."""
+    declared = {}
+    for value in (*model.graph.value_info, *model.graph.output):
+        concrete = type(value)()
+        concrete.CopyFrom(value)
+        _set_sizes(concrete, sizes)
+        shape = shape_of(concrete.type)
+        if shape is not None:
+            declared[value.name] = shape
+    return declared
 
-    return defs.has(node.op_type, domain="" if node.domain == "ai.onnx" else node.domain)
+
+def _set_sizes(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> None:
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        size = sizes.get(dim.dim_param or f"{value.name}_{axis}")
+        if not dim.HasField("dim_value") and size is not None:
+            dim.Clear()
+            dim.dim_value = size
 
 
-def _unknown_output(node: onnx.NodeProto, shapes: Mapping[str, TensorShape]) -> str:
-    """The first output without a shape; empty when all are known."""
+def _without_shape(model: onnx.ModelProto, shapes: Mapping[str, TensorShape]) -> onnx.NodeProto | None:
+    """The first operator of whose outputs one has no shape."""
+    return next((node for node in model.graph.node if _open_output(node, shapes)), None)
+
+
+def _open_output(node: onnx.NodeProto, shapes: Mapping[str, TensorShape]) -> str:
     return next((name for name in node.output if name and name not in shapes), "")
 
 
@@ -127,8 +130,8 @@ def _reason(model: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str, T
     """Why inference stopped at ``node``, if possible in ONNX's words."""
     from onnx import shape_inference
 
-    tensor = _unknown_output(node, shapes)
-    if not _has_schema(node):
+    tensor = _open_output(node, shapes)
+    if not has_schema(node):
         return (
             f"operator {node.name or tensor}: {node.op_type} of domain {node.domain or 'ai.onnx'} is not "
             f"supported, unless the file declares the shape of {tensor}"
@@ -138,7 +141,7 @@ def _reason(model: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str, T
     except shape_inference.InferenceError as error:
         why = f": {' '.join(str(error).split())[:300]}"
     else:
-        why = f": {node.op_type} makes it from values that only a run knows"
+        why = f": {node.op_type} makes it from data that only a run knows"
     return f"the shape of tensor {tensor} cannot be inferred from the input sizes{why}"
 
 
@@ -159,9 +162,7 @@ def _run_inference(model: onnx.ModelProto) -> dict[str, TensorShape]:
     graph = shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {t.name: TensorShape(onnx_dtype=t.data_type, dims=tuple(t.dims)) for t in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        known = tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
-        if known and tensor.elem_type:
-            dims = tuple(d.dim_value for d in tensor.shape.dim)
-            shapes[value.name] = TensorShape(onnx_dtype=tensor.elem_type, dims=dims)
+        shape = shape_of(value.type)
+        if shape is not None:
+            shapes[value.name] = shape
     return shapes
