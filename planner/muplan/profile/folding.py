@@ -60,7 +60,7 @@ def _infer_alone(
 
     Empty when ONNX finds that its operands do not fit each other.
     """
-    from onnx import defs, helper, numpy_helper, shape_inference
+    from onnx import checker, defs, helper, numpy_helper, shape_inference
 
     given = {name: declared[name] for name in node.output if name in declared}
     named = [name for name in node.input if name]
@@ -78,6 +78,8 @@ def _infer_alone(
         )
     except shape_inference.InferenceError:
         return {}
+    except checker.ValidationError:  # an operator deprecated in this opset
+        return given
     found = {name: shape_of(type_proto) for name, type_proto in types.items() if name}
     return given | {name: shape for name, shape in found.items() if shape is not None}
 
