@@ -142,7 +142,7 @@ def _cut(
     count = len(cuts) + 1
     names = spec.triton_names(count)[-count:]
     partitions = []
-    for index, piece in enumerate(split(graph, cuts)):
+    for index, piece in enumerate(split(graph, cuts, dims)):
         low, high = bounds[index] + 1, bounds[index + 1] + 1
         sent_bytes = costs[low - 1].cut_bytes if low else 0
         laws = {part.name: (rounded_law(stage_law(costs[low:high], part, dtype)),) for part in parts}

@@ -20,7 +20,7 @@ from muplan.repository.model_config import parse_config
 from muplan.spec import SpecFile, parse_spec, read_spec
 from muserve.errors import InfeasiblePlanError, InputError
 from muserve.plan import PLAN_VERSION, ModelKind, Phase, read_plan
-from muserve.weights import strip_weights
+from muserve.weightless import strip_weights
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from muplan.profile.operators import operator_costs
 from muplan.profile.shapes import tensor_specs
 from muplan.profile.structure import structure
 from muplan.sensitivity import operator_times
+from muplan.sources import load_source
 from muplan.splitting import save_model, split, weight_bytes
+from muserve.errors import InputError
 from muserve.gpu.parts import load_part
 from muserve.weightless import load_model, missing_weights
-from muserve.weights import fill_weights, open_session
+from muserve.weights import LARGEST_PROTO_BYTES, fill_weights, open_session
 
 Tensors = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -124,17 +127,75 @@ def test_a_saved_partition_comes_back(tmp_path: Path) -> None:
     assert load_model(tmp_path / "partition.onnx") == part
 
 
+def scaled(elements: int) -> onnx.ModelProto:
+    """``y = x * w`` with ``w`` = 0, 1, 2 ..."""
+    weights = numpy_helper.from_array(np.arange(elements, dtype=np.float32), "w")
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [elements]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["y"])], "scaled", [x], [y], [weights])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
 def test_data_too_big_for_one_message_is_kept_beside_the_graph(tmp_path: Path) -> None:
-    big = numpy_helper.from_array(np.arange(2000, dtype=np.float32), "w")
-    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2000]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["y"])], "big", [x], [y], [big])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model, file = scaled(2000), tmp_path / "m.onnx"
     for _ in range(2):  # a second time over the first
-        save_model(model, tmp_path / "m.onnx", largest_bytes=4000)
-        assert (tmp_path / "m.onnx").stat().st_size < 500
+        save_model(model, file, largest_bytes=4000)
+        assert file.stat().st_size < 500
         assert (tmp_path / "m.onnx.data").stat().st_size == 8000
-        assert load_model(tmp_path / "m.onnx") == model
-    assert model.graph.initializer[0] == big
+    assert model == scaled(2000)
+    x = np.ones(2000, np.float32)
+    np.testing.assert_array_equal(run(load_model(file), {"x": x}, {})["y"], np.arange(2000))
+    save_model(load_model(file), tmp_path / "again.onnx")  # what was beside the graph stays beside it
+    assert (tmp_path / "again.onnx.data").read_bytes() == (tmp_path / "m.onnx.data").read_bytes()
+    np.testing.assert_array_equal(
+        run(load_model(tmp_path / "again.onnx"), {"x": x}, {})["y"], np.arange(2000)
+    )
+    onnx.checker.check_model(tmp_path / "again.onnx")
+
+
+def test_data_that_vanishes_before_it_is_copied_is_named(tmp_path: Path) -> None:
+    save_model(scaled(2000), tmp_path / "m.onnx", largest_bytes=1)
+    model = load_model(tmp_path / "m.onnx")
+    (tmp_path / "m.onnx.data").write_bytes(bytes(5000))
+    with pytest.raises(InputError, match="the data of w has become shorter"):
+        save_model(model, tmp_path / "out.onnx")
+    (tmp_path / "m.onnx.data").unlink()
+    with pytest.raises(InputError, match="the data of w is gone"):
+        save_model(model, tmp_path / "out.onnx")
+
+
+def test_weights_beyond_two_gigabytes_are_planned_and_cut_unread(tmp_path: Path) -> None:
+    """2.6 GB of zeros in a sparse file: planning reads none of them, so it needs no memory for them."""
+    width, layers = 8192, 10
+    nodes, initialisers = [], []
+    for index in range(layers):
+        nodes.append(helper.make_node("MatMul", [f"x{index}", f"w{index}"], [f"x{index + 1}"]))
+        tensor = onnx.TensorProto(name=f"w{index}", dims=[width, width], data_type=onnx.TensorProto.FLOAT)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights.bin")
+        tensor.external_data.add(key="offset", value=str(index * width * width * 4))
+        initialisers.append(tensor)
+    x, y = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", width])
+        for name in ("x0", f"x{layers}")
+    )
+    graph = helper.make_graph(nodes, "big", [x], [y], initialisers)
+    onnx.save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+        tmp_path / "m.onnx",
+    )
+    with (tmp_path / "weights.bin").open("wb") as data:
+        data.truncate(layers * width * width * 4)
+    tracemalloc.start()
+    model = load_source("onnx:m.onnx", tmp_path).graph
+    assert model is not None
+    costs = operator_costs(model, 4, {})
+    parts = split(model, (layers // 2,))
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+    assert model.ByteSize() < 10_000
+    assert sum(cost.weight_bytes for cost in costs) == layers * width * width * 4 > LARGEST_PROTO_BYTES
+    assert sum(cost.flops for cost in costs) == layers * 2 * 4 * width * width
+    assert [len(part.graph.initializer) for part in parts] == [layers // 2 + 1, layers // 2 - 1]
 
 
 @st.composite
