@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from muplan.simulator.build import Layout, no_arrivals, with_room
-from muplan.simulator.streams import request_spans
 from muplan.simulator.result import GpuResult, SimulationResult, model_result
 from muplan.simulator.scenario import Scenario
+from muplan.simulator.streams import request_spans
 from muplan.simulator.world import Array
 from muserve.errors import InputError
 
