@@ -72,6 +72,7 @@ def stage_model(
         partitions, growth = _whole_llm(spec, source, parts)
     for partition in partitions:
         _check_memory(spec, partition, parts)
+    assert spec.load.rate_rps is not None, "a trace has been read by now"
     demand = Demand(
         name=spec.name,
         kind=spec.kind,
