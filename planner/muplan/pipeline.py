@@ -19,7 +19,7 @@ from muplan.repository.artefacts import artefacts
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
 from muplan.spec import SpecFile
-from muplan.spec_paths import check_model_paths, check_predictor, check_weights
+from muplan.spec_paths import check_model_paths, check_predictor, check_weights, with_trace_read
 from muplan.staging import StagedModel, stage_model
 from muserve.errors import InputError
 from muserve.plan import ModelKind, Plan
@@ -63,6 +63,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
         _report(on_progress, f"profiling and cutting {model.name} ({model.source})")
         with _blamed_on(f"{spec_file.path}: models[{position}] ({model.name})"):
             check_model_paths(model, spec_file)
+            model = with_trace_read(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
             if model.kind is ModelKind.GENERATIVE and not all(slot.virtual for slot in slots):
                 raise InputError("engine.name: replay runs on virtual GPUs only, the cluster has real ones")

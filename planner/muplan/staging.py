@@ -74,6 +74,7 @@ def stage_model(
         cuts = ()
     for partition in partitions:
         _check_memory(spec, partition, parts)
+    assert spec.load.rate_rps is not None, "a trace has been read by now"
     demand = Demand(
         name=spec.name,
         kind=spec.kind,
