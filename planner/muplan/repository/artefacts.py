@@ -12,10 +12,8 @@ No path inside a file is absolute, so the bytes depend on the spec and its sourc
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from muplan.repository.directory import REPOSITORY_NAME, Artefact
 from muplan.repository.generative import generative_configs
@@ -23,7 +21,6 @@ from muplan.repository.model_config import config_bytes, on_cpu
 from muplan.repository.single_pass import single_pass_configs
 from muplan.repository.triton_model import TritonModel
 from muplan.spec import SpecFile
-from muplan.splitting import save_model
 from muplan.staging import StagedModel
 from muserve.plan import PLAN_FILE, ModelKind, ModelPlan, Plan, plan_bytes
 
@@ -54,26 +51,16 @@ def _triton_models(
 def _model_files(repository: PurePosixPath, model: TritonModel) -> dict[PurePosixPath, Artefact]:
     directory = repository / model.config.name
     files: dict[PurePosixPath, Artefact] = {directory / "config.pbtxt": config_bytes(model.config)}
-    if model.shim is None:
-        # Triton wants a version directory even of an ensemble, and Git does not keep empty ones.
-        files[directory / "1" / ".keep"] = b""
-        return files
-    files[directory / "configs" / "cpu.pbtxt"] = config_bytes(on_cpu(model.config))
-    files[directory / "1" / "model.py"] = _shim(model.shim)
-    if model.graph is not None:
-        files[directory / "1" / "partition.onnx"] = partial(save_model, model.graph)
-    return files
-
-
-def _shim(package: str) -> bytes:
-    """``model.py`` of a package of ``mubackend``, read as a file: what runs in Triton is never imported."""
-    spec = importlib.util.find_spec("mubackend")
-    locations = spec.submodule_search_locations if spec else None
-    assert locations, "mubackend is part of this distribution"
-    return Path(locations[0], package, "model.py").read_bytes()
+    if model.config.instance_group:
+        files[directory / "configs" / "cpu.pbtxt"] = config_bytes(on_cpu(model.config))
+    # Triton wants a version directory even of an ensemble, and Git does not keep empty ones.
+    version_files = model.version_files or {".keep": b""}
+    return files | {directory / "1" / name: artefact for name, artefact in version_files.items()}
 
 
 def _node(plan: Plan, model: ModelPlan) -> str:
     """The node that serves ``model``; the placement keeps the partitions of a model on one."""
-    (node,) = {plan.gpu(r.gpu).node for partition in model.partitions for r in partition.replicas}
+    (node,) = {
+        plan.gpu(name).node for p in model.partitions for replica in p.replicas for name in replica.gpus
+    }
     return node

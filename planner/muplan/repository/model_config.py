@@ -30,6 +30,17 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One instance of a model and the numbers of its GPUs on the node: none on the CPU, several at once.
+
+    ``resource`` is what it holds while it runs, of which the server has one, when Triton limits rates.
+    """
+
+    gpus: tuple[int, ...] = ()
+    resource: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One step of an ensemble; the maps go from the step's tensor names to the ensemble's."""
 
@@ -46,25 +57,34 @@ def triton_tensors(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
     return tuple(_triton_tensor(spec) for spec in specs)
 
 
-def python_model(
+def backend_model(
+    backend: str,
     name: str,
     *,
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
     parameters: Mapping[str, str],
-    gpu: int | None,
+    instances: Sequence[Instance],
     gpu_name: str,
     decoupled: bool = False,
 ) -> Any:
-    """A model of the Python backend with one instance, on GPU number ``gpu`` or (None) on the CPU."""
+    """A model that ``backend`` runs, with an instance group for each of ``instances``, in their order.
+
+    An instance of one GPU is of KIND_GPU. One of several is of KIND_MODEL: Triton leaves the choice of
+    devices to the model then.
+    """
     config = _config(name, inputs, outputs, parameters, gpu_name)
-    config.backend = "python"
+    config.backend = backend
     if decoupled:
         config.model_transaction_policy.decoupled = True
-    group = config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
-    if gpu is not None:
-        group.kind = model_config_pb2.ModelInstanceGroup.KIND_GPU
-        group.gpus.append(gpu)
+    for instance in instances:
+        group = config.instance_group.add(count=1, kind=_kind(instance))
+        if len(instance.gpus) == 1:
+            group.gpus.extend(instance.gpus)
+        if instance.resource is not None:
+            # Global, since the resources of instances on the CPU would all be those of device 0.
+            resource = group.rate_limiter.resources.add(name=instance.resource, count=1)
+            setattr(resource, "global", True)
     return config
 
 
@@ -118,6 +138,8 @@ def _config(
     gpu_name: str,
 ) -> Any:
     config = model_config_pb2.ModelConfig(name=name, max_batch_size=0)
+    config.version_policy.latest.num_versions = 1
+    config.response_cache.enable = False
     for tensor in inputs:
         entry = config.input.add(name=tensor.name, dims=tensor.dims, optional=tensor.optional)
         entry.data_type = model_config_pb2.DataType.Value(f"TYPE_{tensor.dtype}")
@@ -128,6 +150,13 @@ def _config(
         config.parameters[key].string_value = value
     config.metric_tags["gpu"] = gpu_name
     return config
+
+
+def _kind(instance: Instance) -> int:
+    kinds = model_config_pb2.ModelInstanceGroup
+    if not instance.gpus:
+        return int(kinds.KIND_CPU)
+    return int(kinds.KIND_GPU if len(instance.gpus) == 1 else kinds.KIND_MODEL)
 
 
 def _triton_tensor(spec: TensorSpec) -> Tensor:

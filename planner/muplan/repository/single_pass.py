@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from muplan.profile.shapes import tensor_specs
-from muplan.repository.model_config import Step, Tensor, ensemble, python_model, triton_tensors
-from muplan.repository.triton_model import TritonModel, common_parameters, number
+from muplan.repository.model_config import Step, Tensor, backend_model, ensemble, triton_tensors
+from muplan.repository.triton_model import (
+    TritonModel,
+    common_parameters,
+    gpu_names,
+    number,
+    replica_instances,
+    replica_parameters,
+    shim,
+)
 from muplan.spec import SpecFile, WeightsSpec
+from muplan.splitting import save_model
 from muplan.staging import StagedModel
 from muserve.plan import ModelPlan, PartitionPlan, Phase, Plan
 
 # ONNX Runtime threads of one stage. One: the stages of a node run side by side.
 _THREADS = 1
+GRAPH_FILE = "partition.onnx"
 
 
 def single_pass_configs(
@@ -22,30 +33,30 @@ def single_pass_configs(
     stages = tuple(_stage(plan, model, staged, spec_file, index) for index in range(len(model.partitions)))
     if len(stages) == 1:
         return stages
-    return (_ensemble(plan, model, staged), *stages)
+    return (_ensemble(model, staged), *stages)
 
 
 def _stage(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile, index: int) -> TritonModel:
     partition, graph = model.partitions[index], staged.partitions[index].graph
     assert graph is not None, "a single-pass partition has a graph"
-    gpu = plan.gpu(partition.replicas[0].gpu)
     inputs, outputs = tensor_specs(graph)
     weights, node_files = _weights(plan, model, staged, spec_file)
     return TritonModel(
-        config=python_model(
+        config=backend_model(
+            "python",
             partition.name,
             inputs=triton_tensors(inputs),
             outputs=triton_tensors(outputs),
             parameters={
-                **common_parameters(model, gpu),
+                **common_parameters(model),
+                **replica_parameters(plan, partition),
                 **_stage_parameters(partition, index, len(model.partitions)),
                 **weights,
             },
-            gpu=gpu.index,
-            gpu_name=gpu.name,
+            instances=replica_instances(plan, partition),
+            gpu_name=gpu_names((partition,)),
         ),
-        shim="stage",
-        graph=graph,
+        version_files={"model.py": shim("stage"), GRAPH_FILE: partial(save_model, graph)},
         node_files=node_files,
     )
 
@@ -57,7 +68,7 @@ def _stage_parameters(partition: PartitionPlan, index: int, count: int) -> dict[
         "stage_count": str(count),
         "latency_ms": number(law.latency_ms),
         "sensitivity": number(law.sensitivity.value),
-        "graph_file": "partition.onnx",
+        "graph_file": GRAPH_FILE,
         "threads": str(_THREADS),
     }
 
@@ -76,7 +87,7 @@ def _weights(
     return {"weights_file": name}, {name: source}
 
 
-def _ensemble(plan: Plan, model: ModelPlan, staged: StagedModel) -> TritonModel:
+def _ensemble(model: ModelPlan, staged: StagedModel) -> TritonModel:
     """Chains the stages by tensor name: each takes the public inputs and earlier results it needs."""
     assert staged.source.graph is not None, "a single-pass model has a graph"
     inputs, outputs = tensor_specs(staged.source.graph)
@@ -86,16 +97,14 @@ def _ensemble(plan: Plan, model: ModelPlan, staged: StagedModel) -> TritonModel:
     ]
     used = {name for partition in model.partitions for name in partition.input_tensors}
     taken: list[Tensor] = [tensor for tensor in triton_tensors(inputs) if tensor.name in used]
-    gpus = dict.fromkeys(partition.replicas[0].gpu for partition in model.partitions)
-    only = plan.gpu(next(iter(gpus))) if len(gpus) == 1 else None
     return TritonModel(
         config=ensemble(
             model.name,
             inputs=taken,
             outputs=triton_tensors(outputs),
             steps=steps,
-            parameters=common_parameters(model, only),
-            gpu_name=",".join(gpus),
+            parameters=common_parameters(model),
+            gpu_name=gpu_names(model.partitions),
         )
     )
 

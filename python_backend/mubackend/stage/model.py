@@ -10,7 +10,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from mubackend.device import open_virtual_gpu
+from mubackend.device import open_virtual_gpus
 from mubackend.failure import RequestError
 from mubackend.metrics import open_metrics
 from mubackend.settings import read_settings
@@ -29,11 +29,11 @@ class TritonPythonModel:
         virtual = None
         if settings.is_virtual:
             virtual = VirtualCost(
-                device=open_virtual_gpu(settings),
+                device=open_virtual_gpus(settings),
                 latency_ms=settings.number("latency_ms"),
                 sensitivity=settings.number("sensitivity"),
             )
-        labels = {"model": settings.text("muserve_model"), "gpu": settings.text("gpu")}
+        labels = {"model": settings.text("muserve_model"), "gpu": settings.gpu}
         labels["stage"] = settings.text("stage_index", "0")
         metrics = open_metrics(pb_utils, METRICS, labels)
         # Triton pins an instance to a GPU but leaves the choice of device to the model.
