@@ -5,6 +5,8 @@
                                           /configs/cpu.pbtxt      for --model-config-name=cpu
                                           /1/model.py             a shim of ``mubackend``
                                           /1/partition.onnx       single-pass partitions
+                                          /1/model.onnx           the same on target ngc, with weights
+                                          /1/model.json           vLLM engines, target ngc
     <node>/{answers,predictor,weights}/   files the spec names
 
 No path inside a file is absolute, so the bytes depend on the spec and its sources only.
@@ -15,12 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from muplan.repository.contention import oversubscribed_gpus
 from muplan.repository.directory import REPOSITORY_NAME, Artefact
 from muplan.repository.generative import generative_configs
 from muplan.repository.model_config import config_bytes, on_cpu
 from muplan.repository.single_pass import single_pass_configs
 from muplan.repository.triton_model import TritonModel
-from muplan.spec import SpecFile
+from muplan.repository.vllm import vllm_configs
+from muplan.spec import SpecFile, Target
 from muplan.staging import StagedModel
 from muserve.plan import PLAN_FILE, ModelKind, ModelPlan, Plan, plan_bytes
 
@@ -30,10 +34,11 @@ def artefacts(
 ) -> dict[PurePosixPath, Artefact]:
     """The files of ``plan``; ``staged`` holds the graphs of its models, in any order."""
     files: dict[PurePosixPath, Artefact] = {PurePosixPath(PLAN_FILE): plan_bytes(plan)}
+    crowded = oversubscribed_gpus(plan)
     sources = {model.spec.name: model for model in staged}
     for model in plan.models:
         node = _node(plan, model)
-        for triton_model in _triton_models(plan, model, sources[model.name], spec_file):
+        for triton_model in _triton_models(plan, model, sources[model.name], spec_file, crowded):
             files.update(_model_files(PurePosixPath(node, REPOSITORY_NAME), triton_model))
             for name, source in triton_model.node_files.items():
                 files[PurePosixPath(node, name)] = source
@@ -41,11 +46,13 @@ def artefacts(
 
 
 def _triton_models(
-    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile
+    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile, crowded: frozenset[str]
 ) -> Sequence[TritonModel]:
-    if model.kind is ModelKind.GENERATIVE:
-        return generative_configs(plan, model, staged, spec_file)
-    return single_pass_configs(plan, model, staged, spec_file)
+    if model.kind is ModelKind.SINGLE_PASS:
+        return single_pass_configs(plan, model, staged, spec_file, crowded)
+    if plan.target == Target.NGC:
+        return vllm_configs(plan, model, staged)
+    return generative_configs(plan, model, staged, spec_file)
 
 
 def _model_files(repository: PurePosixPath, model: TritonModel) -> dict[PurePosixPath, Artefact]:

@@ -30,7 +30,7 @@ PREDICTED = Tensor(name="predicted_tokens", dtype="FP32", dims=(1,), optional=Tr
 PRIORITY = Tensor(name="priority", dtype="UINT64", dims=(1,), optional=True)
 ARRIVAL = Tensor(name="arrival_ms", dtype="UINT64", dims=(1,), optional=True)
 
-_PUBLIC = (TEXT, STREAM, SAMPLING, EXCLUDE)
+PUBLIC = (TEXT, STREAM, SAMPLING, EXCLUDE)
 _ADVICE = (PREDICTED, PRIORITY, ARRIVAL)
 
 
@@ -48,14 +48,14 @@ def generative_configs(
 def _ensemble(model: ModelPlan) -> TritonModel:
     predictor = Step(
         model=_predictor_name(model),
-        inputs=_same(TEXT, SAMPLING),
-        outputs=_same(*_ADVICE),
+        inputs=same(TEXT, SAMPLING),
+        outputs=same(*_ADVICE),
     )
-    engine = Step(model=model.partitions[0].name, inputs=_same(*_PUBLIC, *_ADVICE), outputs=_same(ANSWER))
+    engine = Step(model=model.partitions[0].name, inputs=same(*PUBLIC, *_ADVICE), outputs=same(ANSWER))
     return TritonModel(
         config=ensemble(
             model.name,
-            inputs=_PUBLIC,
+            inputs=PUBLIC,
             outputs=(ANSWER,),
             steps=(predictor, engine),
             parameters=common_parameters(model),
@@ -101,7 +101,7 @@ def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFi
     parameters = {
         **common_parameters(model),
         **replica_parameters(plan, partition),
-        "engine": engine.name,
+        "engine": "replay",
         "slots": str(engine.slots),
         "queue_limit": str(engine.queue_limit),
         "queue_order": spec_file.spec.serving.order,
@@ -126,7 +126,7 @@ def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFi
         config=backend_model(
             "python",
             partition.name,
-            inputs=(*_PUBLIC, *_ADVICE),
+            inputs=(*PUBLIC, *_ADVICE),
             outputs=(ANSWER,),
             parameters=parameters,
             instances=replica_instances(plan, partition),
@@ -142,5 +142,6 @@ def _predictor_name(model: ModelPlan) -> str:
     return f"{model.name}_length_predictor"
 
 
-def _same(*tensors: Tensor) -> dict[str, str]:
+def same(*tensors: Tensor) -> dict[str, str]:
+    """The tensor map of an ensemble step whose tensors have the names that the ensemble gives them."""
     return {tensor.name: tensor.name for tensor in tensors}

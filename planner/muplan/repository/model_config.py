@@ -41,6 +41,14 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How many requests Triton may join along the leading axis, and how long it waits for them."""
+
+    max_batch_size: int
+    max_queue_delay_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One step of an ensemble; the maps go from the step's tensor names to the ensemble's."""
 
@@ -67,14 +75,21 @@ def backend_model(
     instances: Sequence[Instance],
     gpu_name: str,
     decoupled: bool = False,
+    batching: Batching | None = None,
 ) -> Any:
     """A model that ``backend`` runs, with an instance group for each of ``instances``, in their order.
 
     An instance of one GPU is of KIND_GPU. One of several is of KIND_MODEL: Triton leaves the choice of
-    devices to the model then.
+    devices to the model then. With ``batching`` every tensor has the batch axis first.
     """
-    config = _config(name, inputs, outputs, parameters, gpu_name)
+    config = _config(
+        name, inputs, outputs, parameters, gpu_name, max_batch_size=batching.max_batch_size if batching else 0
+    )
     config.backend = backend
+    if batching is not None:
+        # No priority levels, no queue policies: with few instances Triton stalls half a second on them.
+        delay_us = round(batching.max_queue_delay_ms * 1000)
+        config.dynamic_batching.max_queue_delay_microseconds = delay_us
     if decoupled:
         config.model_transaction_policy.decoupled = True
     for instance in instances:
@@ -96,15 +111,26 @@ def ensemble(
     steps: Sequence[Step],
     parameters: Mapping[str, str],
     gpu_name: str,
+    max_batch_size: int = 0,
 ) -> Any:
-    """An ensemble; it is decoupled by itself when one of its steps is."""
-    config = _config(name, inputs, outputs, parameters, gpu_name)
+    """An ensemble; it is decoupled by itself when one of its steps is, and batches when all of them do."""
+    config = _config(name, inputs, outputs, parameters, gpu_name, max_batch_size=max_batch_size)
     config.platform = "ensemble"
     for step in steps:
         entry = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
         entry.input_map.update(step.inputs)
         entry.output_map.update(step.outputs)
     return config
+
+
+def add_warm_up(config: Any, batch_size: int, dims: Mapping[str, tuple[int, ...]]) -> None:
+    """One request of zeros before the model is ready; ``dims`` without the batch axis when it batches."""
+    warm_up = config.model_warmup.add(name=f"zeros_{batch_size}", batch_size=batch_size, count=1)
+    for tensor in config.input:
+        entry = warm_up.inputs[tensor.name]
+        entry.data_type = tensor.data_type
+        entry.dims.extend(dims[tensor.name])
+        entry.zero_data = True
 
 
 def on_cpu(config: Any) -> Any:
@@ -136,15 +162,18 @@ def _config(
     outputs: Sequence[Tensor],
     parameters: Mapping[str, str],
     gpu_name: str,
+    *,
+    max_batch_size: int,
 ) -> Any:
-    config = model_config_pb2.ModelConfig(name=name, max_batch_size=0)
+    axes = slice(1 if max_batch_size else 0, None)
+    config = model_config_pb2.ModelConfig(name=name, max_batch_size=max_batch_size)
     config.version_policy.latest.num_versions = 1
     config.response_cache.enable = False
     for tensor in inputs:
-        entry = config.input.add(name=tensor.name, dims=tensor.dims, optional=tensor.optional)
+        entry = config.input.add(name=tensor.name, dims=tensor.dims[axes], optional=tensor.optional)
         entry.data_type = model_config_pb2.DataType.Value(f"TYPE_{tensor.dtype}")
     for tensor in outputs:
-        output = config.output.add(name=tensor.name, dims=tensor.dims)
+        output = config.output.add(name=tensor.name, dims=tensor.dims[axes])
         output.data_type = model_config_pb2.DataType.Value(f"TYPE_{tensor.dtype}")
     for key, value in parameters.items():
         config.parameters[key].string_value = value

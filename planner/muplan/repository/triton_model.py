@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +39,36 @@ def common_parameters(model: ModelPlan) -> dict[str, str]:
     return {"muserve_model": model.name, "slo_ms": number(model.slo_ms)}
 
 
+def stage_position(model: ModelPlan, index: int) -> dict[str, str]:
+    """Which of the model's partitions it is."""
+    return {"stage_index": str(index), "stage_count": str(len(model.partitions))}
+
+
 def replica_parameters(plan: Plan, partition: PartitionPlan) -> dict[str, str]:
-    """Names and UUIDs of the GPUs of each replica, in the order of the instance groups.
+    """Names, and UUIDs of virtual GPUs, for each replica in the order of the instance groups.
 
     Replicas are separated by ``;`` and the GPUs of one by ``,``: instance ``<model>_<group>_<n>`` finds its
     own, on real GPUs and on the CPU, where Triton gives every instance device 0.
     """
     gpus = [[plan.gpu(name) for name in replica.gpus] for replica in partition.replicas]
-    return {
-        "gpu": ";".join(",".join(gpu.name for gpu in group) for group in gpus),
-        "gpu_uuid": ";".join(",".join(gpu.uuid or "" for gpu in group) for group in gpus),
-    }
+    parameters = {"gpu": ";".join(",".join(gpu.name for gpu in group) for group in gpus)}
+    if all(gpu.virtual for group in gpus for gpu in group):
+        parameters["gpu_uuid"] = ";".join(",".join(gpu.uuid or "" for gpu in group) for group in gpus)
+    return parameters
 
 
 def replica_instances(plan: Plan, partition: PartitionPlan) -> tuple[Instance, ...]:
     """An instance for each replica, on its GPUs."""
     return tuple(
         Instance(gpus=tuple(plan.gpu(name).index for name in replica.gpus)) for replica in partition.replicas
+    )
+
+
+def stage_instances(plan: Plan, partition: PartitionPlan, crowded: frozenset[str]) -> tuple[Instance, ...]:
+    """The same for a single-pass partition, whose instances take turns on the GPUs named in ``crowded``."""
+    return tuple(
+        replace(instance, resource=f"gpu{instance.gpus[0]}") if replica.gpu in crowded else instance
+        for instance, replica in zip(replica_instances(plan, partition), partition.replicas, strict=True)
     )
 
 
