@@ -100,6 +100,20 @@ def _storable(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> on
     return stored
 
 
+def embed_weights(model: onnx.ModelProto, weights: Mapping[str, Array]) -> onnx.ModelProto:
+    """A copy of ``model`` with the arrays of ``weights`` as the data of its missing initialisers.
+
+    KeyError when a missing initialiser has no array.
+    """
+    from onnx import numpy_helper
+
+    whole = type(model)()
+    whole.CopyFrom(model)
+    for tensor in missing_weights(whole):
+        tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
+    return whole
+
+
 def _draw(seed: int, tensor: onnx.TensorProto) -> Array:
     """The data of one weightless initialiser; see the module docstring."""
     mean, deviation = stand_in_scale(tensor)

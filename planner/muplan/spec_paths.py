@@ -1,4 +1,4 @@
-"""The files a spec names besides the models themselves: there, and of the right kind."""
+"""What a spec names besides the models themselves, files and engines: there, and of the right kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from muplan.load.trace import Trace, read_trace
 from muplan.sources import LoadedModel
-from muplan.spec import HIGHEST_CV, LoadSpec, ModelSpec, SpecFile, TokensSpec
+from muplan.spec import HIGHEST_CV, LoadSpec, ModelSpec, Spec, SpecFile, Target, TokensSpec
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weights import read_weights
@@ -37,6 +37,39 @@ def with_trace_read(model: ModelSpec, spec_file: SpecFile) -> ModelSpec:
     if model.kind is ModelKind.GENERATIVE and model.tokens is None:
         changes["tokens"] = _mean_tokens(trace)
     return model.model_copy(update=changes)
+
+
+def check_engine(model: ModelSpec, spec: Spec) -> None:
+    """InputError, naming the key, when the target has no engine that serves the generative ``model``."""
+    if model.kind is not ModelKind.GENERATIVE:
+        return
+    target, name = spec.serving.target, model.token_engine.name
+    wanted = "vllm" if target is Target.NGC else "replay"
+    if name not in (None, wanted):
+        raise InputError(f"engine.name: target {target.value} has the engine {wanted}, got {name}")
+    if target is Target.NGC:
+        vllm_model(model)
+    elif not all(group.virtual for node in spec.cluster.nodes for group in node.gpus):
+        raise InputError(
+            "engine.name: replay, the engine of target embedded, runs on virtual GPUs only, the cluster has "
+            "real ones: expected serving.target ngc"
+        )
+
+
+def vllm_model(model: ModelSpec) -> str:
+    """What vLLM is told to load; InputError when neither ``engine.model`` nor the source says it.
+
+    A directory in ``source`` is not taken: its place on the node is known to the user alone.
+    """
+    if model.token_engine.model is not None:
+        return model.token_engine.model
+    scheme, _, name = model.source.partition(":")
+    if scheme == "hf" and not Path(name).expanduser().is_absolute() and not name.startswith("."):
+        return name
+    raise InputError(
+        f"engine.model: expected a Hugging Face id or the path of a directory on the node, which target ngc "
+        f"needs for source {model.source}"
+    )
 
 
 def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> None:
