@@ -16,6 +16,7 @@ from muplan.assembly import cluster_slots
 from muplan.pipeline import plan_spec
 from muplan.repository.artefacts import artefacts
 from muplan.repository.directory import Artefact, write_directory
+from muplan.partition import DEFAULT_WEIGHTS
 from muplan.sources import load_source
 from muplan.spec import SpecFile, read_spec
 from muplan.staging import StagedModel, stage_model
@@ -73,6 +74,7 @@ def staged_models(spec_file: SpecFile) -> tuple[StagedModel, ...]:
             load_source(model.source, spec_file.path.parent),
             parts,
             spec_file.spec.cluster.link_gbs,
+            DEFAULT_WEIGHTS,
         )
         for model in spec_file.spec.models
     )

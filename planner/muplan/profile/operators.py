@@ -14,7 +14,7 @@ Runtimes (ONNX Runtime, TensorRT) fuse, so kernels are counted after the fusions
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -198,5 +198,15 @@ def _cuttable(
     return (
         before_kernel
         and few
-        and all(shapes[name].dims and graph.maker(name) != "DequantizeLinear" for name in crossing)
+        and all(shapes[name].dims and not _read_in_place(graph, work, name) for name in crossing)
     )
+
+
+def _read_in_place(graph: Structure, work: Sequence[_Work], name: str) -> bool:
+    """Whether ``name`` never exists in memory: its reader takes the data from where it is stored."""
+    match graph.maker(name):
+        case "DequantizeLinear":
+            return True
+        case "Gather":
+            return not work[graph.producers[name]].launches
+    return False
