@@ -25,16 +25,25 @@ _PIPED_COLUMNS = 160
     help="Directory for the plan and the repositories: new, empty, or written by muplan before.",
 )
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="Replaces the spec's seed.")
+@click.option("--no-report", is_flag=True, help="Do not draw report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(spec: Path, output: Path, seed: int | None, as_json: bool) -> None:
-    """Plan SPEC and write plan.json and one Triton model repository for each node."""
+def command(spec: Path, output: Path, seed: int | None, no_report: bool, as_json: bool) -> None:
+    """Plan SPEC and write plan.json, report.html and one Triton model repository for each node.
+
+    report.html shows the plan in pictures; it needs matplotlib and jinja2 (the extra "demo").
+    """
     # Imported here because it brings gRPC along, which --help has no use for.
     from muplan.pipeline import generate
+    from muplan.report.plan_page import REPORT_FILE, missing_packages
 
     def on_progress(sentence: str) -> None:
         click.echo(f"muplan: {sentence}", err=True)
 
-    plan = generate(read_spec(spec, seed=seed), output, on_progress)
+    missing = () if no_report else missing_packages()
+    if missing:
+        on_progress(f"no {REPORT_FILE}, which needs {' and '.join(missing)}: pip install 'muserve[demo]'")
+    drawn = not no_report and not missing
+    plan = generate(read_spec(spec, seed=seed), output, on_progress, report=drawn)
     if as_json:
         click.echo(json.dumps(summary_document(plan, output), indent=2))
         return
