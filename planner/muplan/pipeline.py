@@ -15,6 +15,7 @@ from muplan.assembly import assemble_plan, cluster_slots
 from muplan.infeasible import infeasible
 from muplan.partition import CutWeights
 from muplan.placement import place
+from muplan.report.plan_page import REPORT_FILE, plan_page
 from muplan.repository.artefacts import artefacts
 from muplan.repository.batching import check_batching
 from muplan.repository.directory import Artefact, check_directory, write_directory
@@ -37,22 +38,31 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan and every file of its directory."""
+    """A plan, the models it was made from, and every file of its directory but the report."""
 
     plan: Plan
+    staged: tuple[StagedModel, ...]
     files: dict[PurePosixPath, Artefact]
 
 
-def generate(spec_file: SpecFile, directory: Path, on_progress: Progress | None = None) -> Plan:
+def generate(
+    spec_file: SpecFile, directory: Path, on_progress: Progress | None = None, *, report: bool = False
+) -> Plan:
     """Plan the spec and write plan and repositories to ``directory``, all or nothing.
 
+    With ``report`` also ``report.html``, which needs the packages of ``muplan.report.plan_page``.
     Raises InputError for what is wrong with the spec or the directory, and InfeasiblePlanError when no
     placement keeps the SLOs.
     """
     check_directory(directory)
     planned = plan_spec(spec_file, on_progress)
-    _report(on_progress, f"writing {directory}")
-    write_directory(directory, planned.files)
+    files = planned.files
+    if report:
+        _tell(on_progress, f"drawing {REPORT_FILE}")
+        page = plan_page(planned.plan, planned.staged, {})
+        files = {**files, PurePosixPath(REPORT_FILE): page}
+    _tell(on_progress, f"writing {directory}")
+    write_directory(directory, files)
     return planned.plan
 
 
@@ -67,7 +77,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     weights = CutWeights(**spec.partitioning.model_dump())
     staged = []
     for position, model in enumerate(spec.models):
-        _report(on_progress, f"profiling and cutting {model.name} ({model.source})")
+        _tell(on_progress, f"profiling and cutting {model.name} ({model.source})")
         with _blamed_on(f"{spec_file.path}: models[{position}] ({model.name})"):
             check_model_paths(model, spec_file)
             model = with_trace_read(model, spec_file)
@@ -77,12 +87,12 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
             staged.append(stage_model(model, source, parts, spec.cluster.link_gbs, weights))
             check_batching(staged[-1])
     _check_names(spec_file, staged)
-    _report(on_progress, f"placing {sum(len(m.partitions) for m in staged)} partitions on {len(slots)} GPUs")
+    _tell(on_progress, f"placing {sum(len(m.partitions) for m in staged)} partitions on {len(slots)} GPUs")
     placement = place([model.demand for model in staged], slots)
     if not placement.score.feasible:
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)
-    return Planned(plan=plan, files=artefacts(plan, staged, spec_file))
+    return Planned(plan=plan, staged=tuple(staged), files=artefacts(plan, staged, spec_file))
 
 
 def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:
@@ -95,7 +105,7 @@ def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:
             )
 
 
-def _report(on_progress: Progress | None, sentence: str) -> None:
+def _tell(on_progress: Progress | None, sentence: str) -> None:
     if on_progress is not None:
         on_progress(sentence)
 

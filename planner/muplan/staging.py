@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from muplan.partition import CutWeights, choose_cuts, cut_plans
-from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_law
+from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
+from muplan.profile.roofline import EAGER
 from muplan.profile.shapes import dynamic_axes, tensor_specs
-from muplan.sensitivity import operator_times, stage_law
+from muplan.sensitivity import OperatorTimes, operator_times, phase_times, stage_law
 from muplan.sources import LoadedModel
 from muplan.spec import ModelSpec
 from muplan.splitting import split, weight_bytes
@@ -18,7 +19,7 @@ from muplan.stage_memory import CONTEXT_BYTES, MemoryLimit, memory_bytes, stage_
 from muplan.workload import Demand, Stage
 from muserve.errors import InputError
 from muserve.gpu.parts import Part
-from muserve.plan import CutPlan, ModelKind, TimeLaw
+from muserve.plan import CutPlan, ModelKind, Phase, TimeLaw
 
 if TYPE_CHECKING:
     import onnx
@@ -45,13 +46,18 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedModel:
-    """A model of the spec, cut and profiled on every part of the cluster; ``cuts`` lie between partitions."""
+    """A model of the spec, cut and profiled on every part of the cluster.
+
+    ``cuts`` lie between partitions. ``operators`` are those that the cuts were chosen by, one entry for each
+    phase.
+    """
 
     spec: ModelSpec
     source: LoadedModel
     demand: Demand
     partitions: tuple[Partition, ...]
     cuts: tuple[CutPlan, ...]
+    operators: tuple[OperatorTimes, ...]
 
 
 def stage_model(
@@ -67,11 +73,12 @@ def stage_model(
     if source.kind is not spec.kind:
         raise InputError(f"kind: {spec.source} is {source.kind.value}, got {spec.kind.value}")
     if source.graph is not None:
-        partitions, cuts = _cut(spec, source, source.graph, tuple(parts.values()), link_gbs, weights)
+        partitions, cuts, times = _cut(spec, source, source.graph, tuple(parts.values()), link_gbs, weights)
+        operators: tuple[OperatorTimes, ...] = (times,)
         growth: dict[str, float] = {}
     else:
         partitions, growth = _whole_llm(spec, source, parts)
-        cuts = ()
+        cuts, operators = (), _llm_operators(spec, source, next(iter(parts.values())))
     for partition in partitions:
         _check_memory(spec, partition, parts)
     assert spec.load.rate_rps is not None, "a trace has been read by now"
@@ -89,7 +96,9 @@ def stage_model(
         decode_growth_ms=growth,
     )
     demand = _with_slo(spec, demand, parts)
-    return StagedModel(spec=spec, source=source, demand=demand, partitions=partitions, cuts=cuts)
+    return StagedModel(
+        spec=spec, source=source, demand=demand, partitions=partitions, cuts=cuts, operators=operators
+    )
 
 
 def rounded_law(law: TimeLaw) -> TimeLaw:
@@ -124,7 +133,7 @@ def _cut(
     parts: Sequence[Part],
     link_gbs: float,
     weights: CutWeights,
-) -> tuple[tuple[Partition, ...], tuple[CutPlan, ...]]:
+) -> tuple[tuple[Partition, ...], tuple[CutPlan, ...], OperatorTimes]:
     axes = dynamic_axes(graph)
     for axis in spec.dims:
         if axis not in axes:
@@ -148,7 +157,8 @@ def _cut(
         sent_bytes = costs[low - 1].cut_bytes if low else 0
         laws = {part.name: (rounded_law(stage_law(costs[low:high], part, dtype)),) for part in parts}
         partitions.append(_partition(names[index], piece, costs[low:high], sent_bytes, laws, link_gbs))
-    return tuple(partitions), cut_plans(costs, times, cuts, link_gbs, weights)
+    gains = cut_plans(costs, times, cuts, link_gbs, weights)
+    return tuple(partitions), gains, phase_times(Phase.INFERENCE, parts[0], times)
 
 
 def _partition(
@@ -193,7 +203,7 @@ def _whole_llm(
             f"tokens: expected prompt and output of at most {llm.max_tokens} tokens together, "
             f"got {tokens.prompt + tokens.output:g}"
         )
-    prompt, context = max(1, round(tokens.prompt)), tokens.prompt + tokens.output / 2
+    prompt, context = _prompt_and_context(spec)
     cache = slots * llm.max_tokens * llm.kv_bytes_per_token
     stage = Stage(
         name=f"{spec.name}_engine",
@@ -221,6 +231,27 @@ def _whole_llm(
     )
     growth_ms = {name: round(decode_growth_ms(llm, part, slots, context), 6) for name, part in parts.items()}
     return (partition,), growth_ms
+
+
+def _llm_operators(spec: ModelSpec, source: LoadedModel, part: Part) -> tuple[OperatorTimes, ...]:
+    """The operators of reading a typical prompt, and of a token step in the middle of a typical answer."""
+    llm = source.llm
+    assert llm is not None, "a generative source has an architecture"
+    prompt, context = _prompt_and_context(spec)
+    phases = {
+        Phase.PREFILL: prefill_costs(llm, 1, prompt),
+        Phase.DECODE: decode_costs(llm, 1, round(context)),
+    }
+    return tuple(
+        phase_times(phase, part, operator_times(costs, part, llm.dtype, EAGER))
+        for phase, costs in phases.items()
+    )
+
+
+def _prompt_and_context(spec: ModelSpec) -> tuple[int, float]:
+    """Tokens of a mean prompt, and those in the cache in the middle of a mean answer."""
+    tokens = spec.answer_tokens
+    return max(1, round(tokens.prompt)), tokens.prompt + tokens.output / 2
 
 
 def _check_memory(spec: ModelSpec, partition: Partition, parts: Mapping[str, Part]) -> None:

@@ -13,10 +13,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from muplan.assembly import cluster_slots
+from muplan.partition import DEFAULT_WEIGHTS
 from muplan.pipeline import plan_spec
 from muplan.repository.artefacts import artefacts
 from muplan.repository.directory import Artefact, write_directory
-from muplan.partition import DEFAULT_WEIGHTS
 from muplan.sources import load_source
 from muplan.spec import SpecFile, read_spec
 from muplan.staging import StagedModel, stage_model

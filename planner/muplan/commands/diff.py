@@ -93,15 +93,17 @@ def _row(name: str, change: Change) -> tuple[str, str, str, str]:
 def _gpus_table(differences: Sequence[Difference]) -> Table:
     table = Table(title="GPUs", title_justify="left")
     table.add_column("GPU")
-    for heading, unit in _GPU_COLUMNS.values():
+    table.add_column("what")
+    columns = {
+        field: column
+        for field, column in _GPU_COLUMNS.items()
+        if any(entry.change(field) for entry in differences)
+    }
+    for heading, unit in columns.values():
         table.add_column(f"{heading} {unit}".strip(), justify="right" if unit else "left")
     for entry in differences:
-        if entry.status is not Status.CHANGED:
-            table.add_row(entry.name, entry.status.value)
-            continue
-        table.add_row(
-            entry.name, *(_cell(entry.change(field), unit) for field, (_, unit) in _GPU_COLUMNS.items())
-        )
+        cells = [_cell(entry.change(field), unit) for field, (_, unit) in columns.items()]
+        table.add_row(entry.name, entry.status.value, *cells)
     return table
 
 

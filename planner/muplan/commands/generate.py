@@ -30,17 +30,28 @@ _PIPED_COLUMNS = 160
     type=click.Choice([target.value for target in Target]),
     help="Which Triton serves: any with the Python backend, or NVIDIA's NGC containers. Replaces the spec's.",
 )
+@click.option("--no-report", is_flag=True, help="Do not draw report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(spec: Path, output: Path, seed: int | None, target: str | None, as_json: bool) -> None:
-    """Plan SPEC and write plan.json and one Triton model repository for each node."""
+def command(
+    spec: Path, output: Path, seed: int | None, target: str | None, no_report: bool, as_json: bool
+) -> None:
+    """Plan SPEC and write plan.json, report.html and one Triton model repository for each node.
+
+    report.html shows the plan in pictures; it needs matplotlib and jinja2 (the extra "demo").
+    """
     # Imported here because it brings gRPC along, which --help has no use for.
     from muplan.pipeline import generate
+    from muplan.report.plan_page import REPORT_FILE, missing_packages
 
     def on_progress(sentence: str) -> None:
         click.echo(f"muplan: {sentence}", err=True)
 
+    missing = () if no_report else missing_packages()
+    if missing:
+        on_progress(f"no {REPORT_FILE}, which needs {' and '.join(missing)}: pip install 'muserve[demo]'")
     spec_file = read_spec(spec, seed=seed, target=Target(target) if target else None)
-    plan = generate(spec_file, output, on_progress)
+    drawn = not no_report and not missing
+    plan = generate(spec_file, output, on_progress, report=drawn)
     if as_json:
         click.echo(json.dumps(summary_document(plan, output), indent=2))
         return
