@@ -53,7 +53,7 @@ def assemble_plan(
         models=tuple(_model_plan(model, placement, slot_of) for model in staged),
         predicted_power_w=round(placement.point.power_w, 3),
         default_clock_power_w=round(placement.default_point.power_w, 3),
-        profile_fingerprints={model.spec.name: model.source.fingerprint for model in staged},
+        profile_fingerprints={model.spec.name: model.source.profile_fingerprint for model in staged},
     )
 
 

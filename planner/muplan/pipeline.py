@@ -17,7 +17,7 @@ from muplan.repository.artefacts import artefacts
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
 from muplan.spec import SpecFile
-from muplan.spec_paths import check_model_paths, check_predictor, check_weights
+from muplan.spec_paths import check_model_paths, check_predictor, check_weights, with_profile
 from muplan.staging import stage_model
 from muserve.errors import InputError
 from muserve.plan import ModelKind, Plan
@@ -61,6 +61,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
         with _blamed_on(f"{spec_file.path}: models[{position}] ({model.name})"):
             check_model_paths(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
+            source = with_profile(model, source, spec_file, parts)
             if model.kind is ModelKind.GENERATIVE and not all(slot.virtual for slot in slots):
                 raise InputError("engine.name: replay runs on virtual GPUs only, the cluster has real ones")
             check_weights(model, source, spec_file)

@@ -131,6 +131,10 @@ class ModelSpec(_Section):
     tokens: TokensSpec | None = None
     weights: WeightsSpec | None = None
     engine: EngineSpec | None = None
+    profile: str | None = Field(
+        default=None,
+        description="Profile written by muplan profile, relative to the spec; default: modelled on the spot.",
+    )
     tokenizer: str | None = Field(
         default=None,
         description="tokenizer.json that cuts answers into tokens, relative to the spec; "

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from muplan.partition import choose_cuts
+from muplan.profile import profiled
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_law
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
+from muplan.profile.profile_file import Profile
+from muplan.profile.profiled import cut_where_profiled, inference_bucket, stage_laws
 from muplan.profile.shapes import dynamic_axes, tensor_specs
 from muplan.sensitivity import operator_times, stage_law
 from muplan.sources import LoadedModel
@@ -70,6 +73,8 @@ def stage_model(
         growth: dict[str, float] = {}
     else:
         partitions, growth = _whole_llm(spec, source, parts)
+    if source.profile is not None:
+        partitions, growth = _profiled(spec, source, source.profile, partitions, growth)
     for partition in partitions:
         _check_memory(spec, partition, parts)
     demand = Demand(
@@ -128,6 +133,8 @@ def _cut(
             raise InputError(f"dims.{axis}: no such free dimension, expected one of: {known}")
     dims = {**source.default_dims, **spec.dims}
     costs = operator_costs(graph, dims.get(BATCH_AXIS, 1), dims)
+    if source.profile is not None:
+        costs = cut_where_profiled(costs, inference_bucket(source.profile, dims))
     dtype = graph_dtype(graph)
     cuts = choose_cuts(costs, operator_times(costs, parts[0], dtype), spec.partitions, link_gbs)
     bounds = [-1, *cuts, len(costs) - 1]
@@ -213,6 +220,38 @@ def _whole_llm(
     )
     growth_ms = {name: round(decode_growth_ms(llm, part, slots, context), 6) for name, part in parts.items()}
     return (partition,), growth_ms
+
+
+def _profiled(
+    spec: ModelSpec,
+    source: LoadedModel,
+    profile: Profile,
+    partitions: Sequence[Partition],
+    growth: Mapping[str, float],
+) -> tuple[tuple[Partition, ...], dict[str, float]]:
+    """``partitions`` and ``growth`` with the laws of ``profile`` on its part."""
+    if source.llm is None:
+        bucket = inference_bucket(profile, {**source.default_dims, **spec.dims})
+        laws: list[tuple[TimeLaw, ...]] = [
+            (law,) for law in stage_laws(profile, bucket, [p.operators for p in partitions])
+        ]
+        profiled_growth = {**growth}
+    else:
+        if len(partitions) > 1:
+            raise InputError("profile: says nothing of a generative model in several partitions")
+        tokens, slots = spec.answer_tokens, spec.token_engine.slots
+        context = tokens.prompt + tokens.output / 2
+        prefill = profiled.prefill_law(profile, max(1, round(tokens.prompt)))
+        laws = [(prefill, profiled.decode_law(profile, 1, context))]
+        growth_ms = round(profiled.decode_growth_ms(profile, slots, context), 6)
+        profiled_growth = {**growth, profile.part: growth_ms}
+    stages = [
+        replace(p.stage, laws={**p.stage.laws, profile.part: tuple(rounded_law(law) for law in stage)})
+        for p, stage in zip(partitions, laws, strict=True)
+    ]
+    return tuple(
+        replace(p, stage=stage) for p, stage in zip(partitions, stages, strict=True)
+    ), profiled_growth
 
 
 def _check_memory(spec: ModelSpec, partition: Partition, parts: Mapping[str, Part]) -> None:

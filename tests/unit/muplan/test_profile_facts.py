@@ -1,8 +1,8 @@
 """What is known of language models and the clock, held against modelled profiles.
 
 The measured figures are least-squares fits of ``t = a + b / f`` from the L20's knee (1500 MHz) up to
-2520 MHz, to medians of single steps of Qwen2.5-7B in vLLM 0.10.1 (pdblend). Known deviations of the model: it is
-up to 19 % slow at batch 1 and up to 23 % slow at long prompts, whose k it puts up to .09 too high.
+2520 MHz, to medians of single steps of Qwen2.5-7B in vLLM 0.10.1 (pdblend). Known deviations of the model:
+it is up to 19 % slow at batch 1 and up to 23 % slow at long prompts, whose k it puts up to .09 too high.
 """
 
 from __future__ import annotations

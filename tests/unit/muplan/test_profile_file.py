@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muplan.cli import main
 from muplan.catalog import load_llm
+from muplan.cli import main
 from muplan.profile.buckets import Sizes, bucket_works
 from muplan.profile.fits import fit_power, fit_time
 from muplan.profile.llm import decode_law
