@@ -42,7 +42,6 @@ FILES = (
     "geforce_kernels.csv",
     "l20_vllm_qwen7b.csv",
     "laptop_dl_ops.csv",
-    "p40_cnn_inference.csv",
     "rtx3090_4090_5090_llm.csv",
     "v100_33workloads.csv",
     "v100_rtx8000_kernels.csv",

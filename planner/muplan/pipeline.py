@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from muplan.assembly import assemble_plan, cluster_slots
+from muplan.assembly import assemble_plan, cluster_slots, part_files
 from muplan.infeasible import infeasible
 from muplan.partition import CutWeights
 from muplan.placement import place
@@ -26,6 +26,7 @@ from muplan.spec_paths import (
     check_model_paths,
     check_predictor,
     check_weights,
+    with_profile,
     with_trace_read,
 )
 from muplan.staging import StagedModel, stage_model
@@ -70,7 +71,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     """Plan without writing; raises as ``generate`` does."""
     spec = spec_file.spec
     with _blamed_on(f"{spec_file.path}: cluster"):
-        slots = cluster_slots(spec.cluster)
+        slots = cluster_slots(spec.cluster, spec_file.path.parent)
     with _blamed_on(str(spec_file.path)):
         check_predictor(spec_file)
     parts = {slot.part.name: slot.part for slot in slots}
@@ -82,6 +83,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
             check_model_paths(model, spec_file)
             model = with_trace_read(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
+            source = with_profile(model, source, spec_file, parts)
             check_engine(model, spec)
             check_weights(model, source, spec_file)
             staged.append(stage_model(model, source, parts, spec.cluster.link_gbs, weights))
@@ -92,7 +94,8 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     if not placement.score.feasible:
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)
-    return Planned(plan=plan, staged=tuple(staged), files=artefacts(plan, staged, spec_file))
+    files = artefacts(plan, staged, spec_file) | part_files(slots)
+    return Planned(plan=plan, staged=tuple(staged), files=files)
 
 
 def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:

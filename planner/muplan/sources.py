@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from muplan.architecture.generative import GenerativeModel
 from muplan.catalog import catalog_kind, default_dims, graph_bytes, llm_bytes, load_graph, load_llm
 from muplan.onnx_file import read_graph
+from muplan.profile.profile_file import Profile
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weightless import missing_weights
@@ -24,7 +25,8 @@ class LoadedModel:
 
     ``has_weights`` is False when initialisers must come from a seed or a weights file. ``default_dims``
     are sizes for dynamic axes that a spec may leave out. ``fingerprint`` is the SHA-256 of the model file
-    (of an ONNX file with external data: of the graph file).
+    (of an ONNX file with external data: of the graph file). ``profile`` is the one to take the laws from,
+    None to model them.
     """
 
     source: str
@@ -34,6 +36,12 @@ class LoadedModel:
     has_weights: bool
     default_dims: dict[str, int]
     fingerprint: str
+    profile: Profile | None = None
+
+    @property
+    def profile_fingerprint(self) -> str:
+        """What the laws of this model come from: its profile, else the model itself."""
+        return self.fingerprint if self.profile is None else self.profile.fingerprint
 
 
 def load_source(source: str, relative_to: Path) -> LoadedModel:

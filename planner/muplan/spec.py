@@ -53,9 +53,11 @@ class _Section(BaseModel):
 
 
 class GpuGroupSpec(_Section):
-    """``count`` equal GPUs of a node; ``part`` names an entry of the GPU catalogue."""
+    """``count`` equal GPUs of a node."""
 
-    part: str
+    part: str = Field(
+        description="An entry of the GPU catalogue, or a part's profile file (.json) relative to the spec."
+    )
     count: Count = 1
     virtual: bool = Field(default=False, description="Simulate these GPUs instead of using devices.")
 
@@ -182,6 +184,10 @@ class ModelSpec(_Section):
     tokens: TokensSpec | None = None
     weights: WeightsSpec | None = None
     engine: EngineSpec | None = None
+    profile: str | None = Field(
+        default=None,
+        description="Profile written by muplan profile, relative to the spec; default: modelled on the spot.",
+    )
     tokenizer: str | None = Field(
         default=None,
         description="tokenizer.json that cuts answers into tokens, relative to the spec; "

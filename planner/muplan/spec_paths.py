@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from muplan.load.trace import Trace, read_trace
+from muplan.profile.profile_file import read_profile
+from muplan.profile.profiled import check_profile
 from muplan.sources import LoadedModel
 from muplan.spec import HIGHEST_CV, LoadSpec, ModelSpec, Spec, SpecFile, Target, TokensSpec
 from muserve.errors import InputError
@@ -84,6 +88,21 @@ def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) ->
             read_weights(source.graph, file)
         except InputError as error:
             raise InputError(f"weights.file: {error}") from error
+
+
+def with_profile(
+    model: ModelSpec, source: LoadedModel, spec_file: SpecFile, parts: Collection[str]
+) -> LoadedModel:
+    """``source`` with the profile that the spec names; InputError when it is bad or of none of ``parts``."""
+    if model.profile is None:
+        return source
+    file = spec_file.resolve(model.profile)
+    try:
+        profile = read_profile(file)
+    except InputError as error:
+        raise InputError(f"profile: {error}") from error
+    check_profile(profile, file, source, parts)
+    return replace(source, profile=profile)
 
 
 def check_predictor(spec_file: SpecFile) -> None:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from muplan.partition import CutWeights, choose_cuts, cut_plans
+from muplan.profile import profiled
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
+from muplan.profile.profile_file import Profile
+from muplan.profile.profiled import cut_where_profiled, inference_bucket, stage_laws
 from muplan.profile.roofline import EAGER
 from muplan.profile.shapes import dynamic_axes, tensor_specs
 from muplan.sensitivity import OperatorTimes, operator_times, phase_times, stage_law
@@ -79,6 +82,8 @@ def stage_model(
     else:
         partitions, growth = _whole_llm(spec, source, parts)
         cuts, operators = (), _llm_operators(spec, source, next(iter(parts.values())))
+    if source.profile is not None:
+        partitions, growth = _profiled(spec, source, source.profile, partitions, growth)
     for partition in partitions:
         _check_memory(spec, partition, parts)
     assert spec.load.rate_rps is not None, "a trace has been read by now"
@@ -141,6 +146,8 @@ def _cut(
             raise InputError(f"dims.{axis}: no such free dimension, expected one of: {known}")
     dims = {**source.default_dims, **spec.dims}
     costs = operator_costs(graph, dims.get(BATCH_AXIS, 1), dims)
+    if source.profile is not None:
+        costs = cut_where_profiled(costs, inference_bucket(source.profile, dims))
     dtype = graph_dtype(graph)
     times = operator_times(costs, parts[0], dtype)
     largest = max(parts, key=lambda part: part.memory_bytes)
@@ -252,6 +259,37 @@ def _prompt_and_context(spec: ModelSpec) -> tuple[int, float]:
     """Tokens of a mean prompt, and those in the cache in the middle of a mean answer."""
     tokens = spec.answer_tokens
     return max(1, round(tokens.prompt)), tokens.prompt + tokens.output / 2
+
+
+def _profiled(
+    spec: ModelSpec,
+    source: LoadedModel,
+    profile: Profile,
+    partitions: Sequence[Partition],
+    growth: Mapping[str, float],
+) -> tuple[tuple[Partition, ...], dict[str, float]]:
+    """``partitions`` and ``growth`` with the laws of ``profile`` on its part."""
+    if source.llm is None:
+        bucket = inference_bucket(profile, {**source.default_dims, **spec.dims})
+        laws: list[tuple[TimeLaw, ...]] = [
+            (law,) for law in stage_laws(profile, bucket, [p.operators for p in partitions])
+        ]
+        profiled_growth = {**growth}
+    else:
+        if len(partitions) > 1:
+            raise InputError("profile: says nothing of a generative model in several partitions")
+        slots, (prompt, context) = spec.token_engine.slots, _prompt_and_context(spec)
+        prefill = profiled.prefill_law(profile, prompt)
+        laws = [(prefill, profiled.decode_law(profile, 1, context))]
+        growth_ms = round(profiled.decode_growth_ms(profile, slots, context), 6)
+        profiled_growth = {**growth, profile.part: growth_ms}
+    stages = [
+        replace(p.stage, laws={**p.stage.laws, profile.part: tuple(rounded_law(law) for law in stage)})
+        for p, stage in zip(partitions, laws, strict=True)
+    ]
+    return tuple(
+        replace(p, stage=stage) for p, stage in zip(partitions, stages, strict=True)
+    ), profiled_growth
 
 
 def _check_memory(spec: ModelSpec, partition: Partition, parts: Mapping[str, Part]) -> None:

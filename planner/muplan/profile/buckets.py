@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from muplan.architecture.generative import GenerativeModel
+from muplan.profile.llm import decode_costs, prefill_costs
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
-from muplan.profile.roofline import GRAPH_RUNTIME, Runtime
+from muplan.profile.roofline import EAGER, GRAPH_RUNTIME, Runtime
 from muplan.profile.shapes import dynamic_axes
 from muplan.sources import LoadedModel
 from muserve.errors import InputError
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
     import onnx
 
 INFERENCE_BATCHES = (1, 2, 4, 8, 16, 32)
+DECODE_BATCHES = (1, 8, 32, 128)
+TOKENS = (128, 512, 1024, 2048)
+
+_LAYER = re.compile(r"[a-z]\.(\d+)[./]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +42,7 @@ class Sizes:
     dims: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
     """One bucket: its graph, the operators at its size, and the runtime that is expected to run them.
 
@@ -51,9 +59,11 @@ class Work:
     dtype: str
     runtime: Runtime
 
-    @property
+    @cached_property
     def places(self) -> tuple[int, ...]:
-        """Positions of operators after which a cut is offered, ascending."""
+        """Positions of operators after which a cut is offered, ascending: between layers of a decoder."""
+        if self.phase is not Phase.INFERENCE:
+            return _between_layers([cost.name for cost in self.costs])
         return tuple(position for position, cost in enumerate(self.costs[:-1]) if cost.cuttable)
 
     def __str__(self) -> str:
@@ -76,13 +86,48 @@ def bucket_works(source: LoadedModel, sizes: Sizes) -> Iterator[Work]:
     ):
         if any(value < 1 for value in values):
             raise InputError(f"{key}: expected sizes of 1 or more, got {min(values)}")
-    yield from _single_pass(source, sizes)
+    if source.llm is not None:
+        yield from _generative(source.llm, sizes)
+    else:
+        assert source.graph is not None, "a source has one of the two"
+        yield from _single_pass(source, source.graph, sizes)
 
 
-def _single_pass(source: LoadedModel, sizes: Sizes) -> Iterator[Work]:
-    graph = source.graph
-    if graph is None:
-        raise InputError(f"{source.source} is generative: expected a single-pass model")
+def _generative(llm: GenerativeModel, sizes: Sizes) -> Iterator[Work]:
+    if sizes.dims:
+        raise InputError(f"--dim: {llm.name} is generative: expected --prompt, --batch and --context only")
+    for key, given in (("--prompt", sizes.prompts), ("--context", sizes.contexts)):
+        if max(given, default=0) > llm.max_tokens:
+            raise InputError(f"{key}: {llm.name} takes {llm.max_tokens} tokens at most, got {max(given)}")
+    known = tuple(tokens for tokens in TOKENS if tokens <= llm.max_tokens)
+    for prompt in sorted(set(sizes.prompts or known)):
+        yield Work(
+            phase=Phase.PREFILL,
+            batch=1,
+            tokens=prompt,
+            sizes={BATCH_AXIS: 1, "tokens": prompt},
+            fixed_dims={},
+            graph=llm.prefill,
+            costs=prefill_costs(llm, 1, prompt),
+            dtype=llm.dtype,
+            runtime=EAGER,
+        )
+    for batch in sorted(set(sizes.batches or DECODE_BATCHES)):
+        for context in sorted(set(sizes.contexts or known)):
+            yield Work(
+                phase=Phase.DECODE,
+                batch=batch,
+                tokens=context,
+                sizes={BATCH_AXIS: batch, "context": context},
+                fixed_dims={},
+                graph=llm.decode,
+                costs=decode_costs(llm, batch, context),
+                dtype=llm.dtype,
+                runtime=EAGER,
+            )
+
+
+def _single_pass(source: LoadedModel, graph: onnx.ModelProto, sizes: Sizes) -> Iterator[Work]:
     if sizes.prompts or sizes.contexts:
         raise InputError(f"--prompt, --context: {source.source} is single-pass: expected --batch only")
     axes = dynamic_axes(graph)
@@ -112,3 +157,14 @@ def _single_pass(source: LoadedModel, sizes: Sizes) -> Iterator[Work]:
             dtype=dtype,
             runtime=GRAPH_RUNTIME,
         )
+
+
+def _between_layers(names: Sequence[str]) -> tuple[int, ...]:
+    """Where operators' names, which start with their module's, go on from one layer to the next."""
+    places, layer = [], 0
+    for position, name in enumerate(names):
+        found = _LAYER.search(name)
+        if found is not None and int(found[1]) == layer + 1:
+            places.append(position - 1)
+            layer += 1
+    return tuple(places)

@@ -12,7 +12,7 @@ from rich.text import Text
 from muplan.profile.profile_file import Bucket, Profile, Row
 from muserve.plan import Basis
 
-_LONGEST_NAME = 44
+_LONGEST_NAME = 26
 
 
 def profile_view(profile: Profile, top: int) -> Group:
@@ -88,8 +88,7 @@ def _row_table(profile: Profile, bucket: Bucket, rows: Sequence[Row], what: str,
     total_ms = sum(row.latency_ms for row in rows)
     for group in groups[:top]:
         share = group.count * group.row.latency_ms / total_ms
-        name = _shortened(f"{group.row.op_type} {group.row.name}".removeprefix("partition "))
-        table.add_row(name, str(group.count), f"{share:.0%}", *_figures(group.row, profile))
+        table.add_row(_operator(group.row), str(group.count), f"{share:.0%}", *_figures(group.row, profile))
     if hidden:
         share = sum(group.count * group.row.latency_ms for group in groups[top:]) / total_ms
         table.add_row(f"{hidden} others", "", f"{share:.0%}")
@@ -161,7 +160,13 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f}" if size < 1e8 else f"{size / 1e6:,.0f}"
 
 
-def _shortened(name: str) -> str:
-    """``name``, its middle left out when it is long: both ends of an operator's path tell most."""
-    half = (_LONGEST_NAME - 3) // 2
-    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+def _operator(row: Row) -> str:
+    """The operator's type and name, or the names of the first and last operator of a partition."""
+    if row.op_type == "partition":
+        return " .. ".join(_end_of(name) for name in row.name.split(" .. "))
+    return f"{row.op_type} {_end_of(row.name.removesuffix('/' + row.op_type))}"
+
+
+def _end_of(name: str) -> str:
+    """The end of a long name: where an operator's path starts it shares with all others."""
+    return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"

@@ -15,6 +15,7 @@ from muplan.splitting import split
 from muserve.errors import GpuPermissionError, GpuUnsupportedError
 from muserve.gpu.parts import Part
 from muserve.gpu.protocol import Gpu
+from muserve.plan import Phase
 
 if TYPE_CHECKING:
     import onnx
@@ -46,10 +47,13 @@ class Target:
 
 
 def targets(work: Work, part: Part, partitions: int) -> Iterator[Target]:
-    """The whole of ``work``, then about ``partitions`` pieces of equal modelled time, if it can be cut."""
+    """The whole of ``work``, then about ``partitions`` pieces of equal modelled time.
+
+    A generative model is timed as a whole only: its layers are alike, and its caches stay where they are.
+    """
     rows = ModelledRows(work, part)
     latency_ms = [time.latency_ms for time in rows.times(work.runtime.expected)]
-    cuts = even_cuts(work.places, latency_ms, partitions)
+    cuts = even_cuts(work.places if work.phase is Phase.INFERENCE else (), latency_ms, partitions)
     yield Target(work=work, modelled=rows.whole(), cuts=cuts)
     if cuts:
         for span in spans(cuts, len(work.costs)):

@@ -12,9 +12,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muplan.catalog import load_llm
 from muplan.cli import main
 from muplan.profile.buckets import Sizes, bucket_works
 from muplan.profile.fits import fit_power, fit_time
+from muplan.profile.llm import decode_law
 from muplan.profile.modelled import modelled_profile
 from muplan.profile.profile_file import Profile, Row, parse_profile, profile_bytes, read_profile
 from muplan.sources import load_source
@@ -89,6 +91,36 @@ def test_a_file_gives_the_profile_back(resnet: Profile, tmp_path: Path) -> None:
     assert read_profile(file).fingerprint == resnet.fingerprint
     rows = [line for line in file.read_text().splitlines() if line.lstrip().startswith('["')]
     assert len(rows) >= 2 * (122 + 56)  # one line a row, so that two profiles can be compared
+
+
+@pytest.fixture(scope="module")
+def opt() -> Profile:
+    return profile_of("opt-1.3b", batches=(1, 8), prompts=(128, 512), contexts=(256,))
+
+
+def test_a_generative_model_is_profiled_by_prompt_and_by_batch_and_context(opt: Profile) -> None:
+    buckets = [(bucket.phase.value, bucket.batch, bucket.tokens) for bucket in opt.buckets]
+    assert buckets == [("prefill", 1, 128), ("prefill", 1, 512), ("decode", 1, 256), ("decode", 8, 256)]
+    llm, part = load_llm("opt-1.3b"), load_part("V100-16GB")
+    law = decode_law(llm, part, 8, 256)
+    assert opt.buckets[3].whole.latency_ms == pytest.approx(law.latency_ms, rel=1e-4)
+    assert opt.buckets[3].whole.k == pytest.approx(law.sensitivity.value, rel=1e-4)
+    assert opt.dtype == "fp16"
+    assert parse_profile(profile_bytes(opt), "p.json") == opt
+
+
+def test_a_decoder_may_be_cut_between_its_layers(opt: Profile) -> None:
+    for bucket in opt.buckets:
+        assert len(bucket.partitions) == 24
+        middle = bucket.partitions[1:-1]
+        assert {row.flops for row in middle} == {middle[0].flops}
+        assert all("layers.7." in row.name for row in bucket.partitions[7:8])
+
+
+def test_default_sizes_stay_within_what_the_model_takes() -> None:
+    source = load_source("catalog:gpt2-xl", Path())  # 1,024 tokens
+    works = list(bucket_works(source, Sizes(batches=(1,))))
+    assert [w.tokens for w in works if w.phase is Phase.PREFILL] == [128, 512, 1024]
 
 
 def edited(profile: Profile, *path: str | int, value: Any) -> str:
@@ -221,6 +253,11 @@ def test_json_is_the_file(tmp_path: Path) -> None:
         (("resnet-50", "--gpu", "V1000"), "unknown GPU part 'V1000'"),
         (("resnet-50", "--gpu", "V100-16GB", "--batch", "1,0"), "expected whole numbers of 1 or more"),
         (("resnet-50", "--gpu", "V100-16GB", "--prompt", "128"), "single-pass: expected --batch only"),
+        (
+            ("opt-1.3b", "--gpu", "V100-16GB", "--prompt", "4096"),
+            "opt-1.3b takes 2048 tokens at most, got 4096",
+        ),
+        (("opt-1.3b", "--gpu", "V100-16GB", "--dim", "tokens=3"), "opt-1.3b is generative"),
         (("resnet-50", "--gpu", "V100-16GB", "--dim", "colour=3"), "--dim colour: no such free dimension"),
         (("resnet-50", "--gpu", "V100-16GB", "--dim", "colour"), "expected AXIS=SIZE"),
         (("resnet-50", "--gpu", "V100-16GB", "-o", "/nowhere/p.json"), "--output: /nowhere: expected a dir"),

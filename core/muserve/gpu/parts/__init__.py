@@ -1,23 +1,30 @@
 """The part catalogue: what is known about each GPU product, every figure with its source.
 
-A part is one JSON file beside this module. ``basis`` of a source says whether a figure was measured
-(by its publisher), stands in NVIDIA's data sheet, or is modelled (by us, from measured neighbours).
+A part is one JSON file beside this module, or a profile file that a user wrote in the same form. ``basis``
+of a source says whether a figure was measured (by its publisher), stands in NVIDIA's data sheet, or is
+modelled (by us, from measured neighbours).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 from itertools import pairwise
+from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from muserve.errors import InputError, input_error
 from muserve.plan import Basis
 
+PARTS_DIR = "parts"
+"""Where a plan directory keeps the parts that the catalogue does not have."""
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class FigureBasis(StrEnum):
@@ -125,12 +132,34 @@ def part_names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json")))
 
 
-def load_part(name: str) -> Part:
-    """The catalogue's part called ``name``; InputError naming the known parts when there is none."""
+def load_part(name: str, directory: Path | None = None) -> Part:
+    """The catalogue's part called ``name``, else the one that ``directory`` keeps under that name.
+
+    InputError naming the known parts when there is none.
+    """
     known = part_names()
-    if name not in known:
-        raise InputError(f"unknown GPU part {name!r}: expected one of {', '.join(known)}")
-    return parse_part(resources.files(__name__).joinpath(f"{name}.json").read_bytes(), f"{name}.json")
+    if name in known:
+        return parse_part(resources.files(__name__).joinpath(f"{name}.json").read_bytes(), f"{name}.json")
+    if directory is not None and _NAME.fullmatch(name) and (directory / f"{name}.json").exists():
+        return read_part(directory / f"{name}.json")
+    raise InputError(f"unknown GPU part {name!r}: expected one of {', '.join(known)}")
+
+
+def read_part(path: Path) -> Part:
+    """The part of a profile file; InputError when it is unreadable, wrong, or named like a catalogue part."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: expected a readable part: {error.strerror}") from error
+    part = parse_part(text, str(path))
+    if part.name in part_names():
+        raise InputError(f"{path}: name: expected a name that the catalogue does not have, got {part.name!r}")
+    return part
+
+
+def part_bytes(part: Part) -> bytes:
+    """A part as the stable bytes of a profile file."""
+    return (json.dumps(_ADAPTER.dump_python(part, mode="json"), indent=2, sort_keys=True) + "\n").encode()
 
 
 def parse_part(text: str | bytes, source: str) -> Part:
@@ -152,6 +181,8 @@ def parse_part(text: str | bytes, source: str) -> Part:
 def _complaint(part: Part) -> str | None:
     """The first physical law that ``part`` breaks, or None."""
     clocks = part.clocks_mhz
+    if not _NAME.fullmatch(part.name):
+        return f"name: expected up to 64 letters, digits, '_', '.' or '-', got {part.name!r}"
     if not clocks or clocks[0] <= 0 or not _ascends(clocks):
         return "clocks_mhz: expected positive clocks in ascending order"
     if part.knee_mhz not in clocks:
