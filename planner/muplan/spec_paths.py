@@ -55,8 +55,8 @@ def check_engine(model: ModelSpec, spec: Spec) -> None:
         vllm_model(model)
     elif not all(group.virtual for node in spec.cluster.nodes for group in node.gpus):
         raise InputError(
-            "engine.name: replay, the engine of target embedded, runs on virtual GPUs only, the cluster has "
-            "real ones: expected serving.target ngc"
+            "engine.name: replay runs on virtual GPUs only, the cluster has real ones: expected target ngc, "
+            "whose engine is vllm"
         )
 
 

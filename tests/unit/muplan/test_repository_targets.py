@@ -211,7 +211,11 @@ class TestVllm:
                 {},
                 "engine.name: target embedded has the engine replay, got vllm",
             ),
-            (LLM, {"virtual": False}, "engine.name: replay, the engine of target embedded, runs on virtual"),
+            (
+                LLM,
+                {"virtual": False},
+                "engine.name: replay runs on virtual GPUs only, the cluster has real ones",
+            ),
             (VLLM, NGC | {"virtual": True}, "serving.target ngc runs on real GPUs, those of node node0 are"),
         ],
     )
