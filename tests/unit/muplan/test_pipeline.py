@@ -327,7 +327,7 @@ class TestRefused:
 
     def test_replay_on_real_gpus(self, tmp_path: Path) -> None:
         sentence = refused(spec_file(tmp_path, llm(), gpus=[{"part": "V100-16GB"}]), tmp_path)
-        assert "replay, the engine of target embedded, runs on virtual GPUs only" in sentence
+        assert "engine.name: replay runs on virtual GPUs only" in sentence
 
     def test_missing_predictor(self, tmp_path: Path) -> None:
         sentence = refused(spec_file(tmp_path, llm(), predictor={"file": "none"}), tmp_path)
