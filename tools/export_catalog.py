@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Export the catalogue's weightless ONNX graphs from Hugging Face configs; nothing is downloaded.
+"""Make the catalogue's weightless ONNX graphs from Hugging Face configs; nothing is downloaded.
 
-The models are built with random parameters from their published default configs, exported with
-``torch.onnx``, and stripped: every floating-point initialiser above ``LARGEST_INLINE_BYTES`` keeps
-its name, dims and dtype but loses its data (``muserve.weights`` fills it in again). Beside each graph
-a sidecar JSON records the config, the tool versions and what a user may want to know before loading.
+Single-pass models are built by transformers with random parameters, exported with ``torch.onnx``, and
+stripped: every floating-point initialiser above ``LARGEST_INLINE_BYTES`` keeps its name, dims and dtype but
+loses its data (``muserve.weights`` fills it in again). Generative models are written by
+``muplan.architecture`` from the configs in ``catalog_models.json``, once small networks of their family have
+been held to transformers. Beside the graphs a sidecar JSON records the config, the tool versions and what a
+user may want to know before loading.
 
-    pip install -e '.[train]' onnxscript && python tools/export_catalog.py
+    pip install -e '.[train]' && python tools/export_catalog.py
 
 Running it twice with the same tool versions writes the same bytes.
 """
@@ -14,6 +16,7 @@ Running it twice with the same tool versions writes the same bytes.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,12 +29,17 @@ import onnxruntime
 import torch
 import transformers
 from onnx import numpy_helper
+from reference_decoders import largest_difference
 
+from muplan.architecture.config import parse_decoder
+from muplan.architecture.generative import generative_model
+from muplan.architecture.graph import parameter_count as weightless_parameters
 from muserve.weightless import TRANSPOSED_SUFFIX, strip_weights
 
 OPSET = 18
 LARGEST_INLINE_BYTES = 1024
 LARGEST_DIFFERENCE = 1e-4
+GENERATIVE = Path(__file__).with_name("catalog_models.json")
 GRAPHS = Path(__file__).resolve().parent.parent / "planner" / "muplan" / "catalog" / "graphs"
 
 
@@ -217,12 +225,8 @@ def sidecar(export: Export, model: onnx.ModelProto) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Export every graph of the catalogue into ``--output``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=GRAPHS, help="directory for the graphs")
-    output: Path = parser.parse_args(arguments).output
-    output.mkdir(parents=True, exist_ok=True)
+def export_single_pass(output: Path) -> None:
+    """Write every graph of ``exports``."""
     for export in exports():
         randomise(export.module)
         model = export_onnx(export)
@@ -234,11 +238,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weightless = strip_weights(model, LARGEST_INLINE_BYTES)
         data = weightless.SerializeToString(deterministic=True)
         (output / f"{export.name}.onnx").write_bytes(data)
-        document = json.dumps(sidecar(export, weightless), indent=2, sort_keys=True)
-        (output / f"{export.name}.json").write_text(document + "\n")
-        print(
-            f"{export.name}: {len(data) / 1e3:.0f} kB, {parameter_count(weightless) / 1e6:.1f} M parameters"
-        )
+        write_sidecar(output / f"{export.name}.json", sidecar(export, weightless))
+        report(export.name, len(data), parameter_count(weightless))
+
+
+def export_generative(output: Path) -> None:
+    """Write prefill and decode graphs of every model in ``catalog_models.json``."""
+    held: set[str] = set()
+    for name, entry in json.loads(GENERATIVE.read_text()).items():
+        family = entry["config"]["model_type"]
+        if family not in held:
+            difference = largest_difference(family)
+            if not difference <= LARGEST_DIFFERENCE:
+                raise RuntimeError(f"{family}: logits differ from those of transformers by {difference:.2g}")
+            held.add(family)
+        llm = generative_model(name, parse_decoder(entry["config"], name))
+        size = 0
+        for step, graph in (("prefill", llm.prefill), ("decode", llm.decode)):
+            data = gzip.compress(graph.SerializeToString(deterministic=True), mtime=0)
+            (output / f"{name}.{step}.onnx.gz").write_bytes(data)
+            size += len(data)
+        document = {
+            **entry,
+            "default_dims": {},
+            "opset": OPSET,
+            "parameters": weightless_parameters(llm.prefill),
+            "tools": {"onnx": onnx.__version__},
+        }
+        write_sidecar(output / f"{name}.json", document)
+        report(name, size, llm.parameters)
+
+
+def write_sidecar(file: Path, document: dict[str, Any]) -> None:
+    file.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+def report(name: str, size_bytes: int, parameters: int) -> None:
+    print(f"{name}: {size_bytes / 1e3:.0f} kB, {parameters / 1e6:.1f} M parameters")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write every model of the catalogue into ``--output``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=GRAPHS, help="directory for the graphs")
+    output: Path = parser.parse_args(arguments).output
+    output.mkdir(parents=True, exist_ok=True)
+    export_generative(output)
+    export_single_pass(output)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,18 @@ def operator_times(
 
 
 def stage_law(
-    costs: Sequence[OperatorCost], part: Part, dtype: str, runtime: Runtime = GRAPH_RUNTIME
+    costs: Sequence[OperatorCost],
+    part: Part,
+    dtype: str,
+    runtime: Runtime = GRAPH_RUNTIME,
+    phase: Phase = Phase.INFERENCE,
 ) -> TimeLaw:
     """The law of one run of a partition made of ``costs``."""
 
     def times(use: Efficiency) -> list[KernelTime]:
         return [operator_time(cost, part, dtype, use) for cost in costs]
 
-    return sum_law(Phase.INFERENCE, times, part, runtime)
+    return sum_law(phase, times, part, runtime)
 
 
 def sum_law(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from muplan.architecture.generative import GenerativeModel
 from muplan.catalog import catalog_kind, default_dims, graph_bytes, llm_bytes, load_graph, load_llm
-from muplan.profile.llm import LlmArchitecture
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weightless import load_model, missing_weights, strip_weights
@@ -22,7 +22,7 @@ _LARGEST_CHECKED_BYTES = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model to plan: ``graph`` when single-pass, ``llm`` when generative.
+    """A model to plan: ``graph`` when single-pass, ``llm`` (with its two graphs) when generative.
 
     ``has_weights`` is False when initialisers must come from a seed or a weights file. ``default_dims``
     are sizes for dynamic axes that a spec may leave out. ``fingerprint`` is the SHA-256 of the model file
@@ -32,7 +32,7 @@ class LoadedModel:
     source: str
     kind: ModelKind
     graph: onnx.ModelProto | None
-    llm: LlmArchitecture | None
+    llm: GenerativeModel | None
     has_weights: bool
     default_dims: dict[str, int]
     fingerprint: str
@@ -55,7 +55,7 @@ def load_source(source: str, relative_to: Path) -> LoadedModel:
 def _from_catalog(source: str, name: str) -> LoadedModel:
     kind = catalog_kind(name)
     generative = kind is ModelKind.GENERATIVE
-    data = llm_bytes(name) if generative else graph_bytes(name)
+    data = b"".join(llm_bytes(name)) if generative else graph_bytes(name)
     return LoadedModel(
         source=source,
         kind=kind,

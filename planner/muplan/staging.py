@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from muplan.partition import choose_cuts
-from muplan.profile.llm import decode_growth_ms, decode_law, prefill_law
+from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_law
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
 from muplan.profile.shapes import dynamic_axes, tensor_specs
 from muplan.sensitivity import operator_times, stage_law
@@ -206,7 +206,7 @@ def _whole_llm(
         operators=llm.layers,
         inputs=("text_input",),
         outputs=("text_output",),
-        flops=2.0 * (llm.layers * llm.layer_matrix_elements + llm.vocabulary * llm.hidden_size),
+        flops=sum(cost.flops for cost in decode_costs(llm, 1, 1)),
         weight_bytes=llm.weight_bytes,
         transfer_bytes=0,
         graph=None,

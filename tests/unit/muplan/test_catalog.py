@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 
-from muplan.catalog import catalog_entry, catalog_kind, catalog_names, graph_bytes, load_graph, load_llm
+from muplan.catalog import (
+    catalog_entry,
+    catalog_kind,
+    catalog_names,
+    graph_bytes,
+    llm_bytes,
+    load_graph,
+    load_llm,
+)
 from muplan.cli import main
 from muplan.sources import load_source
 from muplan.splitting import save_model
@@ -34,11 +42,43 @@ def test_the_catalogue_holds_the_quickstart_models() -> None:
     [
         ("bert-base", 109_482_240),  # transformers, BertModel(BertConfig()).num_parameters()
         ("resnet-50", 25_557_032 - 53_120 + 26_560),  # torchvision, less batch norms, plus folded biases
+        # Rounded as the model cards and papers in the sidecars give them, or transformers' num_parameters().
         ("opt-1.3b", 1_315_758_080),
+        ("opt-2.7b", 2_651_596_800),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("codegen-350m", 356_712_448),
+        ("bloom-1b1", 1_065_314_304),
+        ("bloom-3b", 3_002_557_440),
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-70b", 68_976_648_192),
+        ("qwen3-8b", 8_190_735_360),
+        ("qwen3-30b-a3b", 30_532_122_624),
     ],
 )
 def test_parameters_are_the_published_ones(name: str, parameters: int) -> None:
     assert catalog_entry(name).parameters == parameters
+
+
+def test_a_token_of_a_mixture_uses_few_of_its_parameters() -> None:
+    """30.5 B in total, 3.3 B activated (Qwen3-30B-A3B's model card)."""
+    entry = catalog_entry("qwen3-30b-a3b")
+    assert entry.active_parameters / 1e9 == pytest.approx(3.3, abs=0.06)
+    dense = catalog_entry("qwen3-8b")
+    assert dense.active_parameters == dense.parameters
+
+
+def test_caches_take_the_published_bytes_per_token() -> None:
+    """512 KiB for Llama-2-7b; grouped queries leave the 70b with 320 KiB."""
+    assert load_llm("llama-2-7b").kv_bytes_per_token == 512 * 1024
+    assert load_llm("llama-2-70b").kv_bytes_per_token == 320 * 1024
+
+
+def test_the_whole_catalogue_is_a_few_megabytes() -> None:
+    names = catalog_names()
+    single = [len(graph_bytes(n)) for n in names if catalog_kind(n) is ModelKind.SINGLE_PASS]
+    pairs = [sum(map(len, llm_bytes(n))) for n in names if catalog_kind(n) is ModelKind.GENERATIVE]
+    assert sum(single) + sum(pairs) < 4_000_000
 
 
 @pytest.mark.parametrize("name", ["bert-base", "resnet-50"])
@@ -63,7 +103,7 @@ def test_bert_weights_carry_their_hugging_face_names() -> None:
 
 def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(
-        InputError, match=r"unknown catalogue model 'bert-huge'.*bert-base, opt-1.3b, resnet-50"
+        InputError, match=r"unknown catalogue model 'bert-huge'.*bert-base, .*opt-1.3b, .*resnet-50"
     ):
         load_graph("bert-huge")
     with pytest.raises(InputError, match=r"opt-1\.3b is generative"):
@@ -77,7 +117,9 @@ def test_catalogue_sources(tmp_path: Path) -> None:
     assert bert.graph is not None
     assert (bert.kind, bert.llm, bert.has_weights) == (ModelKind.SINGLE_PASS, None, False)
     assert bert.default_dims == {"batch": 1, "sequence": 128}
-    assert opt.llm == load_llm("opt-1.3b")
+    assert opt.llm is not None
+    assert [value.name for value in opt.llm.prefill.graph.input] == ["input_ids"]
+    assert [value.name for value in opt.llm.decode.graph.input][:2] == ["input_ids", "past_key.0"]
     assert (opt.kind, opt.graph) == (ModelKind.GENERATIVE, None)
     assert bert.fingerprint != opt.fingerprint
 
