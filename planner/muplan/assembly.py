@@ -1,4 +1,4 @@
-"""Puts the plan together from what the steps before it found out. Pure but for the part catalogue.
+"""Puts the plan together from what the steps before it found out. Pure but for reading parts.
 
 Predictions are rounded far below their error: the last digits of a float differ between Python versions,
 and a plan should be the same bytes everywhere.
@@ -7,6 +7,7 @@ and a plan should be the same bytes everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from muplan.deployment import Deployment, replica_demand
 from muplan.placement import Placement
@@ -14,13 +15,18 @@ from muplan.spec import ClusterSpec, SpecFile
 from muplan.staging import Partition, StagedModel, isolated_latency_ms
 from muplan.workload import Demand, Slot
 from muserve import __version__
-from muserve.gpu.parts import load_part
+from muserve.errors import InputError
+from muserve.gpu.parts import PARTS_DIR, Part, load_part, part_bytes, part_names, read_part
 from muserve.plan import PLAN_VERSION, GpuPlan, ModelPlan, PartitionPlan, Plan, ReplicaPlan
 
 
-def cluster_slots(cluster: ClusterSpec) -> tuple[Slot, ...]:
-    """Every GPU of the cluster in the spec's order; InputError for a part the catalogue does not have."""
-    parts = {group.part: load_part(group.part) for node in cluster.nodes for group in node.gpus}
+def cluster_slots(cluster: ClusterSpec, directory: Path) -> tuple[Slot, ...]:
+    """Every GPU of the cluster in the spec's order; profile files are relative to ``directory``.
+
+    InputError for a part that the catalogue does not have, a profile file that is no part, and two profile
+    files of one name.
+    """
+    parts = _parts(cluster, directory)
     slots = []
     for node in cluster.nodes:
         groups = [group for group in node.gpus for _ in range(group.count)]
@@ -34,6 +40,25 @@ def cluster_slots(cluster: ClusterSpec) -> tuple[Slot, ...]:
             )
             slots.append(slot)
     return tuple(slots)
+
+
+def _parts(cluster: ClusterSpec, directory: Path) -> dict[str, Part]:
+    """The cluster's parts by what the spec calls them."""
+    parts: dict[str, Part] = {}
+    for wanted in dict.fromkeys(group.part for node in cluster.nodes for group in node.gpus):
+        in_file = wanted.endswith(".json")
+        part = read_part(directory / Path(wanted).expanduser()) if in_file else load_part(wanted)
+        for other, known in parts.items():
+            if known.name == part.name and known != part:
+                raise InputError(f"{wanted}: name: expected another name than the different part of {other}")
+        parts[wanted] = part
+    return parts
+
+
+def part_files(slots: Sequence[Slot]) -> dict[PurePosixPath, bytes]:
+    """What the plan's directory must keep of the parts that the catalogue does not have."""
+    own = {slot.part.name: slot.part for slot in slots if slot.part.name not in part_names()}
+    return {PurePosixPath(PARTS_DIR, f"{name}.json"): part_bytes(part) for name, part in own.items()}
 
 
 def assemble_plan(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from muplan.assembly import assemble_plan, cluster_slots
+from muplan.assembly import assemble_plan, cluster_slots, part_files
 from muplan.infeasible import infeasible
 from muplan.placement import place
 from muplan.repository.artefacts import artefacts
@@ -51,7 +51,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     """Plan without writing; raises as ``generate`` does."""
     spec = spec_file.spec
     with _blamed_on(f"{spec_file.path}: cluster"):
-        slots = cluster_slots(spec.cluster)
+        slots = cluster_slots(spec.cluster, spec_file.path.parent)
     with _blamed_on(str(spec_file.path)):
         check_predictor(spec_file)
     parts = {slot.part.name: slot.part for slot in slots}
@@ -70,7 +70,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     if not placement.score.feasible:
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)
-    return Planned(plan=plan, files=artefacts(plan, staged, spec_file))
+    return Planned(plan=plan, files=artefacts(plan, staged, spec_file) | part_files(slots))
 
 
 def _report(on_progress: Progress | None, sentence: str) -> None:

@@ -35,9 +35,11 @@ class _Section(BaseModel):
 
 
 class GpuGroupSpec(_Section):
-    """``count`` equal GPUs of a node; ``part`` names an entry of the GPU catalogue."""
+    """``count`` equal GPUs of a node."""
 
-    part: str
+    part: str = Field(
+        description="An entry of the GPU catalogue, or a part's profile file (.json) relative to the spec."
+    )
     count: Count = 1
     virtual: bool = Field(default=False, description="Simulate these GPUs instead of using devices.")
 

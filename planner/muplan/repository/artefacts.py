@@ -1,6 +1,7 @@
 """Every file of a plan directory, by path: the plan, and for each node its Triton model repository.
 
     plan.json
+    parts/<part>.json                                             parts that the catalogue does not have
     <node>/model_repository/<Triton model>/config.pbtxt
                                           /configs/cpu.pbtxt      for --model-config-name=cpu
                                           /1/model.py             a shim of ``mubackend``
