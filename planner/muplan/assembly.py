@@ -73,7 +73,7 @@ def assemble_plan(
         spec_sha256=spec_file.sha256,
         seed=spec_file.spec.seed,
         objective=spec_file.spec.objective,
-        target="embedded",
+        target=spec_file.spec.serving.target.value,
         link_gbs=spec_file.spec.cluster.link_gbs,
         gpus=gpus,
         models=tuple(_model_plan(model, placement, slot_of) for model in staged),
