@@ -193,7 +193,7 @@ def _too_large(table: _Table, count: int, ends: NDArray[np.int64], limit: Memory
             "expected a larger GPU or smaller dims"
         )
     fewest = next(more for more in range(count + 1, table.most + 1) if np.isfinite(table.best(more)))
-    return f"partitions: {has}, too little for any cut into {count}: expected auto or at least {fewest}"
+    return f"partitions: expected auto or at least {fewest}, for {has}, got {count}"
 
 
 def _stage_costs(
