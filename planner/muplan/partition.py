@@ -126,7 +126,7 @@ def candidates(
     A stretch holds at most a ``most``/2-th of the model's time and of its weights, which bounds both what
     a better place within it could gain and what it could save of a stage's memory.
     """
-    places = [position for position, cost in enumerate(costs) if cost.cuttable]
+    places = [position for position, cost in enumerate(costs[:-1]) if cost.cuttable]
     if len(places) <= most:
         return places
     stretches = [
