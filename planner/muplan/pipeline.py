@@ -11,19 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from muplan.assembly import assemble_plan, cluster_slots
+from muplan.assembly import assemble_plan, cluster_slots, part_files
 from muplan.infeasible import infeasible
 from muplan.partition import CutWeights
 from muplan.placement import place
 from muplan.report.plan_page import REPORT_FILE, plan_page
 from muplan.repository.artefacts import artefacts
+from muplan.repository.batching import check_batching
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
 from muplan.spec import SpecFile
-from muplan.spec_paths import check_model_paths, check_predictor, check_weights
+from muplan.spec_paths import check_engine, check_model_paths, check_predictor, check_weights
 from muplan.staging import StagedModel, stage_model
 from muserve.errors import InputError
-from muserve.plan import ModelKind, Plan
+from muserve.plan import Plan
 
 # Called with one short sentence before each step that may take a moment.
 Progress = Callable[[str], None]
@@ -63,7 +64,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     """Plan without writing; raises as ``generate`` does."""
     spec = spec_file.spec
     with _blamed_on(f"{spec_file.path}: cluster"):
-        slots = cluster_slots(spec.cluster)
+        slots = cluster_slots(spec.cluster, spec_file.path.parent)
     with _blamed_on(str(spec_file.path)):
         check_predictor(spec_file)
     parts = {slot.part.name: slot.part for slot in slots}
@@ -74,17 +75,18 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
         with _blamed_on(f"{spec_file.path}: models[{position}] ({model.name})"):
             check_model_paths(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
-            if model.kind is ModelKind.GENERATIVE and not all(slot.virtual for slot in slots):
-                raise InputError("engine.name: replay runs on virtual GPUs only, the cluster has real ones")
+            check_engine(model, spec)
             check_weights(model, source, spec_file)
             staged.append(stage_model(model, source, parts, spec.cluster.link_gbs, weights))
+            check_batching(staged[-1])
     _check_names(spec_file, staged)
     _tell(on_progress, f"placing {sum(len(m.partitions) for m in staged)} partitions on {len(slots)} GPUs")
     placement = place([model.demand for model in staged], slots)
     if not placement.score.feasible:
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)
-    return Planned(plan=plan, staged=tuple(staged), files=artefacts(plan, staged, spec_file))
+    files = artefacts(plan, staged, spec_file) | part_files(slots)
+    return Planned(plan=plan, staged=tuple(staged), files=files)
 
 
 def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:

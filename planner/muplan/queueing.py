@@ -109,8 +109,8 @@ def mean_within(limit_ms: float, services_ms: NDArray[np.float64], excess_ms: fl
 def split_cv(cv: float, replicas: int) -> float:
     """Coefficient of variation of the gaps at one of ``replicas`` that share arrivals at random.
 
-    Exact for renewal arrivals: c^2 = 1 + (cv^2 - 1) / replicas. Bursts thin out towards Poisson; very
+    Exact for renewal arrivals: c^2 = cv^2 / n + 1 - 1 / n. Bursts thin out towards Poisson; very
     regular arrivals lose their regularity. A server that hands each request to a free replica, as Triton
     does, waits less than this says.
     """
-    return math.sqrt(1.0 + (cv * cv - 1.0) / replicas)
+    return math.sqrt(cv * cv / replicas + (1.0 - 1.0 / replicas))

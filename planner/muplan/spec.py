@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -39,14 +40,23 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=4096)]
 
 
+class Target(StrEnum):
+    """Which Triton serves the repository: any with the Python backend, or NVIDIA's NGC containers."""
+
+    EMBEDDED = "embedded"
+    NGC = "ngc"
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class GpuGroupSpec(_Section):
-    """``count`` equal GPUs of a node; ``part`` names an entry of the GPU catalogue."""
+    """``count`` equal GPUs of a node."""
 
-    part: str
+    part: str = Field(
+        description="An entry of the GPU catalogue, or a part's profile file (.json) relative to the spec."
+    )
     count: Count = 1
     virtual: bool = Field(default=False, description="Simulate these GPUs instead of using devices.")
 
@@ -109,12 +119,26 @@ class WeightsSpec(_Section):
 class EngineSpec(_Section):
     """What generates the tokens of a generative model, and how many answers it works on at once."""
 
-    name: Literal["replay"] = "replay"
+    name: Literal["replay", "vllm"] | None = Field(
+        default=None, description="Default: replay on target embedded, vllm on target ngc."
+    )
+    model: str | None = Field(
+        default=None,
+        description="What vllm loads: a Hugging Face id, or the absolute path of a directory on the node; "
+        "default: the id in source hf:ID.",
+    )
     slots: Annotated[int, Field(ge=1, le=1024)] = 8
     queue_limit: Annotated[int, Field(ge=1, le=10_000_000)] = 1024
     answers: str | None = Field(
         default=None, description="Recorded answers the replay engine gives, relative to the spec."
     )
+
+
+class BatchingSpec(_Section):
+    """Dynamic batching of a single-pass model: how many requests together, and how long to wait for them."""
+
+    max_batch_size: Annotated[int, Field(ge=2, le=4096)]
+    max_queue_delay_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
 
 
 class ModelSpec(_Section):
@@ -139,6 +163,7 @@ class ModelSpec(_Section):
     dims: dict[str, Count] = Field(
         default_factory=dict, description="Typical sizes of a single-pass model's free dimensions."
     )
+    batching: BatchingSpec | None = None
     tokens: TokensSpec | None = None
     weights: WeightsSpec | None = None
     engine: EngineSpec | None = None
@@ -161,7 +186,9 @@ class ModelSpec(_Section):
         if (self.slo_ms is None) == (self.slo_scale is None):
             raise ValueError("give either slo_ms or slo_scale")
         generative = self.kind is ModelKind.GENERATIVE
-        wrong = ("partitions", "dims", "weights") if generative else ("tokens", "engine", "tokenizer")
+        wrong = (
+            ("partitions", "dims", "weights", "batching") if generative else ("tokens", "engine", "tokenizer")
+        )
         for key in wrong:
             if key in self.model_fields_set:
                 raise ValueError(f"{key} has no meaning for a {self.kind.value} model")
@@ -203,8 +230,9 @@ class PredictorSpec(_Section):
 
 
 class ServingSpec(_Section):
-    """Who orders waiting requests, and how."""
+    """Which Triton serves, who orders waiting requests, and how."""
 
+    target: Annotated[Target, Field(strict=False)] = Target.EMBEDDED
     queue: Literal["engine"] = "engine"
     order: Literal["ssjf", "fcfs"] = "ssjf"
 
@@ -249,6 +277,13 @@ class Spec(_Section):
         _refuse_duplicates("Triton model", names)
         return self
 
+    @model_validator(mode="after")
+    def _gpus_of_the_target(self) -> Self:
+        virtual = [node.name for node in self.cluster.nodes if node.gpus[0].virtual]
+        if self.serving.target is Target.NGC and virtual:
+            raise ValueError(f"serving.target ngc runs on real GPUs, those of node {virtual[0]} are virtual")
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecFile:
@@ -263,14 +298,17 @@ class SpecFile:
         return self.path.parent / Path(relative).expanduser()
 
 
-def read_spec(path: Path, *, seed: int | None = None) -> SpecFile:
-    """Read and validate the spec at ``path``; ``seed`` replaces the spec's own.
+def read_spec(path: Path, *, seed: int | None = None, target: Target | None = None) -> SpecFile:
+    """Read and validate the spec at ``path``; ``seed`` and ``target`` replace the spec's own.
 
     Raises InputError, one sentence, for a file that is missing, not YAML, or not a spec.
     """
     document = read_mapping(path)
     if seed is not None:
         document["seed"] = seed
+    serving = document.get("serving", {})
+    if target is not None and isinstance(serving, dict):
+        document["serving"] = serving | {"target": target.value}
     return SpecFile(path=path, spec=parse_spec(document, path), sha256=_digest(document))
 
 

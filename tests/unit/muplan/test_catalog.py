@@ -263,22 +263,32 @@ def test_bad_sources(source: str, complaint: str, tmp_path: Path) -> None:
 def test_the_command_lists_models_and_gpus() -> None:
     result = CliRunner().invoke(main, ["catalog"], env={"COLUMNS": "160"})
     assert result.exit_code == 0
-    for text in ("bert-base", "109.5 M", "resnet-50", "opt-1.3b", "V100-16GB", "900 GB/s"):
+    for text in ("bert-base", "109.5 M", "resnet-50", "opt-1.3b"):
         assert text in result.output
+    (v100,) = [line for line in result.output.splitlines() if "V100-16GB" in line]
+    for text in ("135-1380", "945", "900", "fp32 14, fp16 112", "100-250", "33-45", "measured"):
+        assert text in v100
+    (h100,) = [line for line in result.output.splitlines() if "H100" in line]
+    assert "modelled" in h100
 
 
 def test_the_command_shows_the_source_of_every_figure() -> None:
     result = CliRunner().invoke(main, ["catalog", "V100-16GB"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
-    for text in ("knee_mhz", "945 MHz", "measured", "NV-DVFS-Benchmark"):
+    for text in ("knee_mhz", "945 MHz", "measured", "NV-DVFS-Benchmark", "data sheet"):
         assert text in result.output
+    assert "middle: k 0.582, 10 clocks, 405 MHz x5.25" in result.output
 
 
 def test_the_command_prints_json() -> None:
     result = CliRunner().invoke(main, ["catalog", "--json"])
     document = json.loads(result.stdout)
     assert [model["name"] for model in document["models"]] == list(catalog_names())
-    assert document["gpus"][0]["sources"]["knee_mhz"]["basis"] == "measured"
+    gpus = {gpu["name"]: gpu for gpu in document["gpus"]}
+    assert gpus["V100-16GB"]["sources"]["knee_mhz"]["basis"] == "measured"
+    assert gpus["V100-16GB"]["sources"]["peak_tflops"]["basis"] == "data sheet"
+    assert gpus["V100-16GB"]["response_basis"] == "measured"
+    assert gpus["H100"]["response_basis"] == "modelled"
 
 
 def test_the_command_refuses_unknown_names() -> None:

@@ -18,8 +18,10 @@ from muplan.pipeline import generate, plan_spec
 from muplan.repository.directory import REPOSITORY_NAME, read_manifest
 from muplan.repository.model_config import parse_config
 from muplan.spec import SpecFile, parse_spec, read_spec
+from mupower.fleet import open_fleet
 from muserve.errors import InfeasiblePlanError, InputError
-from muserve.gpu.parts import load_part
+from muserve.gpu.parts import load_part, part_bytes
+from muserve.gpu.virtual import VirtualGpu
 from muserve.plan import PLAN_VERSION, ModelKind, Phase, read_plan
 from muserve.weightless import hollow_weights
 from muserve.weights import strip_weights
@@ -76,6 +78,13 @@ def refused(file: SpecFile, directory: Path) -> str:
     assert not (directory / "out").exists(), "nothing is written"
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def own_part(file: Path, **changes: Any) -> None:
+    """A profile file, made from a part of the catalogue."""
+    part = json.loads(part_bytes(load_part("V100-16GB")))
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(part | {"name": "my-v100", "idle_default_w": 50.0} | changes))
 
 
 def tiny_onnx(file: Path, *, scalar: bool = False) -> None:
@@ -274,6 +283,20 @@ class TestOtherSpecs:
         assert settings["llm_engine"]["alpha"].string_value == "inf"
         assert settings["llm_length_predictor"]["alpha"].string_value == "inf"
 
+    def test_a_part_of_a_profile_file_travels_with_the_plan(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own_part(tmp_path / "profiles" / "mine.json")
+        gpus = [{"part": "profiles/mine.json", "virtual": True}, {"part": "T4", "virtual": True}]
+        generate(spec_file(tmp_path, bert(), gpus=gpus), tmp_path / "out")
+        (tmp_path / "profiles" / "mine.json").unlink()
+        monkeypatch.setenv("MUSERVE_VGPU_DIR", str(tmp_path / "elsewhere"))
+        fleet = open_fleet(tmp_path / "out", "n")
+        assert [part.name for part in fleet.parts.values()] == ["my-v100", "T4"]
+        assert fleet.parts["n/gpu0"].idle_default_w == 50
+        assert VirtualGpu(tmp_path / "elsewhere" / "VGPU-n-0.vgpu").power_w() == 50
+        assert [p.name for p in (tmp_path / "out" / "parts").iterdir()] == ["my-v100.json"]
+
     def test_real_gpus_have_no_uuid(self, tmp_path: Path) -> None:
         planned = plan_spec(spec_file(tmp_path, bert(), gpus=[{"part": "V100-16GB"}]))
         (gpu,) = planned.plan.gpus
@@ -336,6 +359,30 @@ class TestRefused:
     def test_unknown_part(self, tmp_path: Path) -> None:
         sentence = refused(spec_file(tmp_path, bert(), gpus=[{"part": "V900"}]), tmp_path)
         assert "cluster: unknown GPU part 'V900': expected one of" in sentence
+
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            (["none.json"], "none.json: expected a readable part: No such file or directory"),
+            (["spec.json"], "spec.json: not valid JSON"),
+            (["mine.json", "taken.json"], "name: expected a name that the catalogue does not have, got 'T4'"),
+            (
+                ["mine.json", "other.json"],
+                "other.json: name: expected another name than the different part of",
+            ),
+            (["escape.json"], "name: expected up to 64 letters, digits, '_', '.' or '-', got '../../mine'"),
+        ],
+    )
+    def test_bad_profile_files(self, tmp_path: Path, files: list[str], expected: str) -> None:
+        own_part(tmp_path / "mine.json")
+        own_part(tmp_path / "other.json", idle_default_w=60.0)
+        own_part(tmp_path / "taken.json", name="T4")
+        own_part(tmp_path / "escape.json", name="../../mine")
+        (tmp_path / "spec.json").write_text("not a part")
+        gpus = [{"part": file, "virtual": True} for file in files]
+        sentence = refused(spec_file(tmp_path, bert(), gpus=gpus), tmp_path)
+        assert sentence.startswith(f"{tmp_path / 'spec.yaml'}: cluster: ")
+        assert expected in sentence
 
     def test_replay_on_real_gpus(self, tmp_path: Path) -> None:
         sentence = refused(spec_file(tmp_path, llm(), gpus=[{"part": "V100-16GB"}]), tmp_path)
