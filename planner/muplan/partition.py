@@ -126,7 +126,7 @@ def candidates(
     A stretch holds at most a ``most``/2-th of the model's time and of its weights, which bounds both what
     a better place within it could gain and what it could save of a stage's memory.
     """
-    places = [position for position, cost in enumerate(costs) if cost.cuttable]
+    places = [position for position, cost in enumerate(costs[:-1]) if cost.cuttable]
     if len(places) <= most:
         return places
     stretches = [
@@ -193,7 +193,7 @@ def _too_large(table: _Table, count: int, ends: NDArray[np.int64], limit: Memory
             "expected a larger GPU or smaller dims"
         )
     fewest = next(more for more in range(count + 1, table.most + 1) if np.isfinite(table.best(more)))
-    return f"partitions: {has}, too little for any cut into {count}: expected auto or at least {fewest}"
+    return f"partitions: expected auto or at least {fewest}, for {has}, got {count}"
 
 
 def _stage_costs(

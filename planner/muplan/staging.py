@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from muplan.partition import CutWeights, choose_cuts, cut_plans
+from muplan.partition import DEFAULT_WEIGHTS, CutWeights, choose_cuts, cut_plans
 from muplan.profile import profiled
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
@@ -64,7 +64,11 @@ class StagedModel:
 
 
 def stage_model(
-    spec: ModelSpec, source: LoadedModel, parts: Mapping[str, Part], link_gbs: float, weights: CutWeights
+    spec: ModelSpec,
+    source: LoadedModel,
+    parts: Mapping[str, Part],
+    link_gbs: float,
+    weights: CutWeights = DEFAULT_WEIGHTS,
 ) -> StagedModel:
     """Profile and cut one model for GPUs of the given ``parts``.
 

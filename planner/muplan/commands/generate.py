@@ -49,8 +49,8 @@ def command(
     missing = () if no_report else missing_packages()
     if missing:
         on_progress(f"no {REPORT_FILE}, which needs {' and '.join(missing)}: pip install 'muserve[demo]'")
-    spec_file = read_spec(spec, seed=seed, target=Target(target) if target else None)
     drawn = not no_report and not missing
+    spec_file = read_spec(spec, seed=seed, target=Target(target) if target else None)
     plan = generate(spec_file, output, on_progress, report=drawn)
     if as_json:
         click.echo(json.dumps(summary_document(plan, output), indent=2))

@@ -16,8 +16,8 @@ from muplan.spec import SpecFile, parse_spec
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part
 from muserve.physics import idle_power_w
-from muserve.plan import Plan, plan_bytes
-from sample_plans import sample_gpu, sample_model, sample_partition, sample_plan
+from muserve.plan import ModelKind, Phase, Plan, ReplicaPlan, plan_bytes
+from sample_plans import SAMPLE_LAW, sample_gpu, sample_model, sample_partition, sample_plan
 
 SPEC = {
     "cluster": {"nodes": [{"name": "n", "gpus": [{"part": "V100-16GB", "count": 3, "virtual": True}]}]},
@@ -134,6 +134,33 @@ def test_a_model_is_shown_with_its_gpus_and_a_gpu_with_its_models(plan: Plan, tm
     assert [model["name"] for model in document["models"]] == [m.name for m in plan.models_on(home)]
     for option in ("--model", "--gpu"):
         assert run(plan, tmp_path, option, {"--model": "bert", "--gpu": home}[option]).exit_code == 0
+
+
+def test_replicas_and_tensor_parallel_groups_show_on_each_of_their_gpus() -> None:
+    gpus = [sample_gpu(number) for number in range(4)]
+    twice = sample_model("twice", partitions=(sample_partition("twice", ["node0/gpu0", "node0/gpu1"]),))
+    laws = (replace(SAMPLE_LAW, phase=Phase.PREFILL), replace(SAMPLE_LAW, phase=Phase.DECODE))
+    group = ReplicaPlan(gpus=("node0/gpu2", "node0/gpu3"))
+    wide = sample_model(
+        "wide",
+        kind=ModelKind.GENERATIVE,
+        slo_ms=5000.0,
+        rate_rps=1.0,
+        mean_output_tokens=100.0,
+        slots=4,
+        partitions=(replace(sample_partition("wide_engine"), laws=laws, replicas=(group,)),),
+    )
+    explained = explain_plan(sample_plan(gpus, [twice, wide]))
+    assert [[r.partition for r in gpu.residents] for gpu in explained.gpus] == [
+        ["twice"],
+        ["twice"],
+        ["wide_engine"],
+        ["wide_engine"],
+    ]
+    assert [model.gpus for model in explained.models] == [("node0/gpu0", "node0/gpu1"), group.gpus]
+    half = sample_model("half", rate_rps=5.0, partitions=(sample_partition("half", ["node0/gpu0"]),))
+    alone = explain_plan(sample_plan(gpus[:1], [half])).gpus[0]
+    assert explained.gpus[0].busy_share == explained.gpus[1].busy_share == pytest.approx(alone.busy_share)
 
 
 def test_unknown_names_and_plans_without_a_placement_are_one_sentence(plan: Plan, tmp_path: Path) -> None:
