@@ -14,14 +14,14 @@ import onnx
 import torch
 import transformers
 
-from muplan.architecture.config import parse_decoder
-from muplan.architecture.decoder_graph import decoder_graph
+from muplan.architecture.config import parse_generative
+from muplan.architecture.generative import step_graph
 from muserve.weightless import TRANSPOSED_SUFFIX, missing_weights
 from muserve.weights import open_session
 
 LARGEST_DIFFERENCE = 1e-4
 DECODE_STEPS = 3
-PROMPT_TOKENS = 7
+PROMPT_TOKENS = 40
 VOCABULARY = 99
 
 _LLAMA = {
@@ -61,6 +61,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "qwen3_moe": _LLAMA
     | _EXPERTS
     | {"head_dim": 16, "moe_intermediate_size": 24, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "switch_transformers": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 4,
+        "num_heads": 4,
+        "num_experts": 3,
+        "num_sparse_encoder_layers": 2,
+        "num_sparse_decoder_layers": 2,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 32,
+    },
 }
 """Config values of a small network per ``model_type``; what they leave out has transformers' default."""
 
@@ -68,33 +80,47 @@ SMALL: dict[str, dict[str, Any]] = {
 def largest_difference(model_type: str) -> float:
     """The largest difference of a logit between our graphs and transformers, over a prompt and its decode."""
     config = transformers.AutoConfig.for_model(
-        model_type, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, **SMALL[model_type]
+        model_type,
+        vocab_size=VOCABULARY,
+        bos_token_id=1,
+        eos_token_id=2,
+        **SMALL[model_type],
     )
     torch.manual_seed(0)
-    network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    auto = (
+        transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    )
+    network = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.3)
-    net = parse_decoder(config.to_dict(), model_type)
-    prefill, decode = (
-        _session(decoder_graph(net, step, dtype="fp32"), network) for step in ("prefill", "decode")
-    )
-    ids = np.random.default_rng(0).integers(3, VOCABULARY, (2, PROMPT_TOKENS))
-    results = _run(prefill, {"input_ids": ids})
-    difference = 0.0
-    for step in range(DECODE_STEPS + 1):
-        with torch.no_grad():
-            expected = network(torch.from_numpy(ids)).logits[:, -1].numpy()
-        difference = max(difference, float(np.abs(results["logits"] - expected).max()))
-        if step == DECODE_STEPS:
-            break
+    net = parse_generative(config.to_dict(), model_type)
+    prefill, decode = (_session(step_graph(net, step, "fp32"), network) for step in ("prefill", "decode"))
+    prompt = np.random.default_rng(0).integers(3, VOCABULARY, (2, PROMPT_TOKENS))
+    answer = np.zeros((2, 0), np.int64)
+    results = _run(prefill, {"input_ids": prompt})
+    caches: dict[str, np.ndarray] = {}
+    differences = []
+    for _ in range(DECODE_STEPS + 1):
+        expected = _next_logits(network, prompt, answer)
+        differences.append(float(np.abs(results.pop("logits") - expected).max()))
         chosen = expected.argmax(-1)[:, None]
-        ids = np.concatenate([ids, chosen], axis=1)
-        caches = {
-            name.replace("present", "past"): value for name, value in results.items() if name != "logits"
-        }
+        answer = np.concatenate([answer, chosen], axis=1)
+        caches |= {name.replace("present", "past"): value for name, value in results.items()}
         results = _run(decode, {"input_ids": chosen, **caches})
-    return difference
+    return max(differences)
+
+
+def _next_logits(network: Any, prompt: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """What transformers expects after ``answer``, without any cache."""
+    with torch.no_grad():
+        if network.config.is_encoder_decoder:
+            start = np.full((len(prompt), 1), network.config.pad_token_id)
+            given = np.concatenate([start, answer], axis=1)
+            output = network(torch.from_numpy(prompt), decoder_input_ids=torch.from_numpy(given))
+        else:
+            output = network(torch.from_numpy(np.concatenate([prompt, answer], axis=1)))
+    return output.logits[:, -1].numpy()
 
 
 def parameters(network: torch.nn.Module) -> dict[str, np.ndarray]:

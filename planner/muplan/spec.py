@@ -114,8 +114,8 @@ class ModelSpec(_Section):
     """One model that clients call by ``name``."""
 
     name: Name
-    source: Annotated[str, Field(pattern=r"^(catalog|onnx):.+$")] = Field(
-        description="catalog:NAME, or onnx:PATH relative to the spec."
+    source: Annotated[str, Field(pattern=r"^(catalog|hf|onnx):.+$")] = Field(
+        description="catalog:NAME, or relative to the spec onnx:PATH or hf:DIRECTORY, or hf:ID of the hub."
     )
     kind: Annotated[ModelKind, Field(strict=False)]
     slo_ms: Positive | None = Field(default=None, description="Latency limit of one request.")

@@ -1,4 +1,4 @@
-"""Read a Hugging Face ``config.json`` of a causal language model."""
+"""Read a Hugging Face ``config.json`` of a generative model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,33 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from muplan.architecture.decoder import DecoderArchitecture
+from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture
 from muplan.architecture.fused_projection_families import Bloom, CodeGen
 from muplan.architecture.learned_position_families import Gpt2, Opt
 from muplan.architecture.llama_families import Llama, Mixtral, Qwen3Moe
+from muplan.architecture.switch_family import Switch
 from muserve.errors import InputError, input_error
 
-_ADAPTER: TypeAdapter[Opt | Gpt2 | CodeGen | Bloom | Llama | Mixtral | Qwen3Moe] = TypeAdapter(
-    Annotated[Opt | Gpt2 | CodeGen | Bloom | Llama | Mixtral | Qwen3Moe, Field(discriminator="model_type")]
+_ADAPTER: TypeAdapter[Opt | Gpt2 | CodeGen | Bloom | Llama | Mixtral | Qwen3Moe | Switch] = TypeAdapter(
+    Annotated[
+        Opt | Gpt2 | CodeGen | Bloom | Llama | Mixtral | Qwen3Moe | Switch, Field(discriminator="model_type")
+    ]
 )
 
 GENERATIVE_TYPES = (
-    *("bloom", "codegen", "gpt2", "llama", "mistral", "mixtral", "opt", "qwen2", "qwen3", "qwen3_moe"),
+    *(
+        "bloom",
+        "codegen",
+        "gpt2",
+        "llama",
+        "mistral",
+        "mixtral",
+        "opt",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "switch_transformers",
+    ),
 )
 
 
@@ -36,7 +52,9 @@ def read_config(file: Path) -> dict[str, Any]:
     return document
 
 
-def parse_decoder(config: dict[str, Any], source: Path | str) -> DecoderArchitecture:
+def parse_generative(
+    config: dict[str, Any], source: Path | str
+) -> DecoderArchitecture | EncoderDecoderArchitecture:
     """The network that ``config`` describes; InputError, naming ``source``, when it is not one we know."""
     if config.get("model_type") not in GENERATIVE_TYPES:
         known = ", ".join(GENERATIVE_TYPES)

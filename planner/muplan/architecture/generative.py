@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from muplan.architecture.decoder import DecoderArchitecture
 from muplan.architecture.decoder_graph import decoder_graph
-from muplan.architecture.graph import parameter_count
+from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture, encoder_decoder_graph
+from muplan.architecture.graph import Dtype, Step, parameter_count
 
 if TYPE_CHECKING:
     import onnx
 
-DTYPE = "fp16"
+DTYPE: Dtype = "fp16"
 """How generative models are served: vLLM's ``--dtype auto`` also takes fp32 weights as fp16, and bf16 costs
 the same."""
 
@@ -22,11 +23,11 @@ _ELEMENT_BYTES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GenerativeModel:
-    """A language model as ``prefill`` (axes batch, tokens) and ``decode`` (batch, context) graphs.
+    """A language model as its ``prefill`` and ``decode`` graphs.
 
-    See ``decoder_graph`` for their inputs and outputs. ``active_parameters`` are those that one token uses;
-    ``kv_width`` elements are one token's keys (or values) in one layer; ``max_tokens`` bounds prompt and
-    answer together.
+    See ``decoder_graph`` and ``encoder_decoder`` for their inputs and outputs. ``layers`` and ``heads`` are
+    the decoder's; ``kv_width`` elements are one token's keys (or values) in one layer. ``max_tokens`` bounds
+    prompt and answer together. ``active_parameters`` are those that one token uses.
     """
 
     name: str
@@ -69,11 +70,11 @@ class GenerativeModel:
 
 def generative_model(
     name: str,
-    net: DecoderArchitecture,
+    net: DecoderArchitecture | EncoderDecoderArchitecture,
     graphs: tuple[onnx.ModelProto, onnx.ModelProto] | None = None,
 ) -> GenerativeModel:
     """The model of ``net``; ``graphs`` are its prefill and decode graphs where they are made already."""
-    prefill, decode = graphs or (decoder_graph(net, "prefill"), decoder_graph(net, "decode"))
+    prefill, decode = graphs or (step_graph(net, "prefill"), step_graph(net, "decode"))
     return GenerativeModel(
         name=name,
         layers=net.layers,
@@ -89,7 +90,16 @@ def generative_model(
     )
 
 
-def _resting_parameters(net: DecoderArchitecture, graph: onnx.ModelProto) -> int:
+def step_graph(
+    net: DecoderArchitecture | EncoderDecoderArchitecture, step: Step, dtype: Dtype = DTYPE
+) -> onnx.ModelProto:
+    """The weightless graph of ``step`` of the whole network."""
+    if isinstance(net, DecoderArchitecture):
+        return decoder_graph(net, step, dtype=dtype)
+    return encoder_decoder_graph(net, step, dtype=dtype)
+
+
+def _resting_parameters(net: DecoderArchitecture | EncoderDecoderArchitecture, graph: onnx.ModelProto) -> int:
     """Parameters of the experts that a token does not choose: all tensors with an axis for experts."""
     if net.experts is None:
         return 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter
 
-from muplan.architecture.config import parse_decoder
+from muplan.architecture.config import parse_generative
 from muplan.architecture.generative import GenerativeModel, generative_model
 from muplan.splitting import weight_bytes
 from muserve.errors import InputError
@@ -93,7 +93,7 @@ def graph_bytes(name: str) -> bytes:
 def load_llm(name: str) -> GenerativeModel:
     """A generative model with its graphs; InputError when the catalogue has none so named."""
     prefill, decode = (_parsed(gzip.decompress(data)) for data in llm_bytes(name))
-    net = parse_decoder(catalog_config(name), f"{name}.json")
+    net = parse_generative(catalog_config(name), f"{name}.json")
     return generative_model(name, net, (prefill, decode))
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from muplan.architecture.config import GENERATIVE_TYPES, parse_decoder, read_config
+from muplan.architecture.config import GENERATIVE_TYPES, parse_generative, read_config
+from muplan.architecture.decoder import DecoderArchitecture
 from muplan.architecture.decoder_graph import decoder_graph
+from muplan.architecture.generative import step_graph
 from muplan.catalog import catalog_config, catalog_kind, catalog_names, llm_bytes, load_llm
 from muserve.errors import InputError
 from muserve.plan import ModelKind
@@ -54,10 +56,30 @@ def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
+SWITCH = {
+    "model_type": "switch_transformers",
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_experts": 3,
+    "num_sparse_encoder_layers": 1,
+    "num_sparse_decoder_layers": 1,
+    "vocab_size": 99,
+}
+
+
+def decoder(config: dict[str, Any]) -> DecoderArchitecture:
+    net = parse_generative(config, "config.json")
+    assert isinstance(net, DecoderArchitecture)
+    return net
+
+
 @pytest.mark.parametrize("config", [OPT, LLAMA, GPT2, BLOOM, CODEGEN, QWEN3_MOE])
 def test_decode_continues_what_prefill_began(config: dict[str, Any]) -> None:
     """The logits of a prompt do not depend on how much of it was read token by token."""
-    net = parse_decoder(config, "config.json")
+    net = decoder(config)
     prefill, decode = (decoder_graph(net, step, dtype="fp32") for step in ("prefill", "decode"))
     ids = np.random.default_rng(0).integers(0, 99, (2, 9))
     expected = run(prefill, {"input_ids": ids})
@@ -70,8 +92,23 @@ def test_decode_continues_what_prefill_began(config: dict[str, Any]) -> None:
         np.testing.assert_allclose(known[name], values, atol=1e-5)
 
 
+def test_an_encoder_decoder_answers_from_its_caches() -> None:
+    """The prompt goes through the encoder once; what a decode step adds is one token's keys and values."""
+    net = parse_generative(SWITCH, "config.json")
+    prompt = np.random.default_rng(0).integers(0, 99, (2, 9))
+    first = run(step_graph(net, "prefill", "fp32"), {"input_ids": prompt})
+    assert first["present_key.1"].shape == (2, 4, 1, 8)
+    assert first["cross_key.1"].shape == (2, 4, 9, 8)
+    caches = {name.replace("present", "past"): first[name] for name in first if name != "logits"}
+    second = run(step_graph(net, "decode", "fp32"), {"input_ids": np.array([[5], [6]]), **caches})
+    np.testing.assert_array_equal(second["present_key.1"][:, :, :1], first["present_key.1"])
+    assert second["present_key.1"].shape == (2, 4, 2, 8)
+    other = run(step_graph(net, "prefill", "fp32"), {"input_ids": prompt[:, ::-1]})
+    assert np.abs(other["logits"] - first["logits"]).max() > 1e-4
+
+
 def test_half_precision_graphs_run_too() -> None:
-    net = parse_decoder(LLAMA, "config.json")
+    net = decoder(LLAMA)
     ids = np.arange(12).reshape(2, 6)
     half = run(decoder_graph(net, "prefill"), {"input_ids": ids})["logits"]
     full = run(decoder_graph(net, "prefill", dtype="fp32"), {"input_ids": ids})["logits"]
@@ -80,7 +117,7 @@ def test_half_precision_graphs_run_too() -> None:
 
 
 def test_a_range_of_layers_is_a_graph_of_its_own() -> None:
-    net = parse_decoder(OPT, "config.json")
+    net = decoder(OPT)
     ids = np.arange(12).reshape(2, 6)
     whole = run(decoder_graph(net, "prefill", dtype="fp32"), {"input_ids": ids})
     first = run(decoder_graph(net, "prefill", layers=range(1), dtype="fp32"), {"input_ids": ids})
@@ -97,11 +134,11 @@ def test_a_range_of_layers_is_a_graph_of_its_own() -> None:
 def test_the_catalogue_ships_what_its_configs_say(name: str) -> None:
     """The graphs in the package are those that the builder makes of the config beside them today."""
     llm = load_llm(name)
-    net = parse_decoder(catalog_config(name), name)
+    net = parse_generative(catalog_config(name), name)
     for graph, data, step in zip(
         (llm.prefill, llm.decode), llm_bytes(name), ("prefill", "decode"), strict=True
     ):
-        assert graph == decoder_graph(net, step)  # type: ignore[arg-type]
+        assert graph == step_graph(net, step)
         assert gzip.decompress(data) == graph.SerializeToString(deterministic=True)
 
 
@@ -118,7 +155,7 @@ def test_the_catalogue_ships_what_its_configs_say(name: str) -> None:
 )
 def test_a_network_we_cannot_build_is_one_sentence(edit: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError, match=rf"config\.json: .*{complaint}") as caught:
-        parse_decoder(OPT | edit, "config.json")
+        parse_generative(OPT | edit, "config.json")
     assert "\n" not in str(caught.value)
 
 
@@ -136,11 +173,12 @@ def test_a_file_that_is_no_config_is_named(text: str, complaint: str, tmp_path: 
 
 def test_a_sliding_window_bounds_the_context() -> None:
     windowed = LLAMA | {"model_type": "mistral", "sliding_window": 16}
-    assert parse_decoder(windowed, "config.json").max_tokens == 16
+    assert parse_generative(windowed, "config.json").max_tokens == 16
     unused = LLAMA | {"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": False}
-    assert parse_decoder(unused, "config.json").max_tokens == 64
+    assert parse_generative(unused, "config.json").max_tokens == 64
 
 
+@pytest.mark.filterwarnings("default")  # of transformers itself
 @pytest.mark.parametrize("family", GENERATIVE_TYPES)
 def test_logits_are_those_of_transformers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for needed in ("torch", "transformers"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from muplan.architecture.config import parse_decoder
+from muplan.architecture.config import parse_generative
 from muplan.architecture.generative import GenerativeModel, generative_model
 from muplan.catalog import default_dims, load_graph, load_llm
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
@@ -239,7 +239,7 @@ def mistral() -> GenerativeModel:
         "vocab_size": 32000,
         "max_position_embeddings": 32768,
     }
-    return generative_model("mistral-7b", parse_decoder(config, "mistral-7b"))
+    return generative_model("mistral-7b", parse_generative(config, "mistral-7b"))
 
 
 def test_the_laws_are_near_what_was_measured_on_a_v100(mistral: GenerativeModel, v100: Part) -> None:
