@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muserve.errors import InputError
-from muserve.gpu.parts import Part, load_part
+from muserve.gpu.parts import Part, load_part, read_part
 
 if TYPE_CHECKING:
     from muplan.profile.buckets import Work
@@ -56,7 +56,7 @@ def _dims(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 @click.command()
 @click.argument("model")
 @click.option(
-    "--gpu", "part_name", required=True, metavar="PART", help="GPU part; muplan catalog lists them."
+    "--gpu", "part_name", required=True, metavar="PART", help="GPU part of muplan catalog, or a part file."
 )
 @click.option(
     "--batch", callback=_sizes, metavar="N,...", help="Inputs of a run, or running requests of a decode step."
@@ -117,7 +117,7 @@ def command(
     from muplan.profile.tables import profile_view
     from muplan.sources import load_source
 
-    part = load_part(part_name)
+    part = read_part(Path(part_name)) if part_name.endswith(".json") else load_part(part_name)
     source = load_source(model if ":" in model else f"catalog:{model}", Path())
     sizes = Sizes(batches=batch, prompts=prompt, contexts=context, dims=dim)
     if output is not None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from muplan.architecture.generative import GenerativeModel
-from muplan.profile.llm import decode_costs, prefill_costs
+from muplan.profile.llm import decode_costs, decode_dims, prefill_costs, prefill_dims
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
 from muplan.profile.roofline import EAGER, GRAPH_RUNTIME, Runtime
 from muplan.profile.shapes import dynamic_axes
@@ -24,7 +24,7 @@ INFERENCE_BATCHES = (1, 2, 4, 8, 16, 32)
 DECODE_BATCHES = (1, 8, 32, 128)
 TOKENS = (128, 512, 1024, 2048)
 
-_LAYER = re.compile(r"[a-z]\.(\d+)[./]")
+_LAYER = re.compile(r"(?P<stack>\w.*?)\.(?P<layer>\d+)[./]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Work:
 
     @cached_property
     def places(self) -> tuple[int, ...]:
-        """Positions of operators after which a cut is offered, ascending: between layers of a decoder."""
+        """Positions of operators that a cut may follow, ascending: of a generative model the layers' last."""
         if self.phase is not Phase.INFERENCE:
             return _between_layers([cost.name for cost in self.costs])
         return tuple(position for position, cost in enumerate(self.costs[:-1]) if cost.cuttable)
@@ -105,7 +105,7 @@ def _generative(llm: GenerativeModel, sizes: Sizes) -> Iterator[Work]:
             phase=Phase.PREFILL,
             batch=1,
             tokens=prompt,
-            sizes={BATCH_AXIS: 1, "tokens": prompt},
+            sizes={BATCH_AXIS: 1, **prefill_dims(llm, prompt)},
             fixed_dims={},
             graph=llm.prefill,
             costs=prefill_costs(llm, 1, prompt),
@@ -118,7 +118,7 @@ def _generative(llm: GenerativeModel, sizes: Sizes) -> Iterator[Work]:
                 phase=Phase.DECODE,
                 batch=batch,
                 tokens=context,
-                sizes={BATCH_AXIS: batch, "context": context},
+                sizes={BATCH_AXIS: batch, **decode_dims(llm, context)},
                 fixed_dims={},
                 graph=llm.decode,
                 costs=decode_costs(llm, batch, context),
@@ -160,11 +160,15 @@ def _single_pass(source: LoadedModel, graph: onnx.ModelProto, sizes: Sizes) -> I
 
 
 def _between_layers(names: Sequence[str]) -> tuple[int, ...]:
-    """Where operators' names, which start with their module's, go on from one layer to the next."""
-    places, layer = [], 0
+    """Where operators' names, which start with their module's, go on to the next layer of a stack."""
+    places, here = [], None
     for position, name in enumerate(names):
-        found = _LAYER.search(name)
-        if found is not None and int(found[1]) == layer + 1:
+        found = _LAYER.match(name)
+        if found is None:
+            continue
+        there = (found["stack"], int(found["layer"]))
+        if here is not None and (there == (here[0], here[1] + 1) or (there[0] != here[0] and there[1] == 0)):
             places.append(position - 1)
-            layer += 1
+            here = there
+        here = here or there
     return tuple(places)

@@ -48,18 +48,28 @@ def decode_growth_ms(
 @lru_cache(maxsize=256)
 def prefill_costs(llm: GenerativeModel, batch: int, prompt_tokens: int) -> tuple[OperatorCost, ...]:
     """Operators of reading ``batch`` prompts of ``prompt_tokens`` tokens each."""
-    (axis,) = set(dynamic_axes(llm.prefill)) - {BATCH_AXIS}
-    return engine_costs(llm.prefill, batch, {axis: max(prompt_tokens, 1)})
+    return engine_costs(llm.prefill, batch, prefill_dims(llm, prompt_tokens))
 
 
 @lru_cache(maxsize=256)
 def decode_costs(llm: GenerativeModel, batch: int, context_tokens: int) -> tuple[OperatorCost, ...]:
-    """Operators of one token step of ``batch`` requests with ``context_tokens`` in each cache.
+    """Operators of one token step of ``batch`` requests with ``context_tokens`` in each cache."""
+    return engine_costs(llm.decode, batch, decode_dims(llm, context_tokens))
+
+
+def prefill_dims(llm: GenerativeModel, prompt_tokens: int) -> dict[str, int]:
+    """Sizes of the prefill graph's axes besides the batch."""
+    (axis,) = set(dynamic_axes(llm.prefill)) - {BATCH_AXIS}
+    return {axis: max(prompt_tokens, 1)}
+
+
+def decode_dims(llm: GenerativeModel, context_tokens: int) -> dict[str, int]:
+    """Sizes of the decode graph's axes besides the batch.
 
     An encoder-decoder has a cache for the prompt and one for the answer. Both are equally wide, so that only
     their sum counts: all but one token are taken as the prompt's.
     """
     context = max(context_tokens, 1)
     if "prompt" in dynamic_axes(llm.decode):
-        return engine_costs(llm.decode, batch, {"context": 1, "prompt": max(context - 1, 1)})
-    return engine_costs(llm.decode, batch, {"context": context})
+        return {"context": 1, "prompt": max(context - 1, 1)}
+    return {"context": context}

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from muplan.profile.buckets import Work
-from muplan.profile.fits import FEWEST_CLOCKS, fit_power, fit_time
 from muplan.profile.journal import Journal
 from muplan.profile.modelled import rounded
 from muplan.profile.profile_file import PROFILE_VERSION, Bases, Bucket, Device, Point, Profile, Row
@@ -31,6 +30,11 @@ from muserve.errors import GpuError, InputError
 from muserve.gpu.parts import Part
 from muserve.gpu.protocol import Gpu
 from muserve.plan import Basis
+from muserve.power_fit import fit_power
+from muserve.time_fit import fit_time
+
+FEWEST_CLOCKS = 3
+"""Two clocks would fit any law exactly and leave nothing to judge it by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +205,7 @@ def _row(target: Target, points: Sequence[Point], bench: Bench) -> Row:
         target.modelled, latency_ms=points[-1].latency_ms, launch_ms=None, memory_ms=None, compute_ms=None
     )
     if not bench.locks:
-        return replace(row, busy_top_w=points[-1].power_w, busy_knee_w=None, p0_w=None, c1_w=None, c3_w=None)
+        return _with_power(row, points[-1:], bench)
     usable = [point for point in points if not point.throttled]
     if len(usable) < FEWEST_CLOCKS:
         reasons = ", ".join(sorted({reason for point in points for reason in point.throttled}))
@@ -209,24 +213,43 @@ def _row(target: Target, points: Sequence[Point], bench: Bench) -> Row:
             f"{bench.gpu.identity.name}: {target}: {len(usable)} of {len(points)} clocks were free of "
             f"throttling ({reasons}), a law needs {FEWEST_CLOCKS}: run the same command again on a cooler GPU"
         )
-    clocks, top = [point.clock_mhz for point in usable], bench.part.top_clock_mhz
-    law = fit_time(clocks, [point.latency_ms for point in usable], top)
-    watts = {point.clock_mhz: point.power_w for point in usable if point.power_w is not None}
-    terms: tuple[float | None, ...] = (None, None, None)
-    if len(watts) >= FEWEST_CLOCKS:
-        terms = tuple(
-            rounded(term) for term in fit_power([clock / top for clock in watts], list(watts.values()))
-        )
+    law = fit_time({point.clock_mhz: point.latency_ms for point in usable})
+    ratio = bench.part.top_clock_mhz / law.top_mhz
+    bounds = (law.sensitivity, law.sensitivity_low, law.sensitivity_high)
+    k, low, high = (round(_seen_from(ratio, bound), 6) for bound in bounds)
+    row = replace(row, k=k, k_low=low, k_high=high, from_mhz=usable[0].clock_mhz, to_mhz=usable[-1].clock_mhz)
+    return _with_power(row, usable, bench)
+
+
+def _seen_from(ratio: float, sensitivity: float) -> float:
+    """``k`` relative to a clock ``ratio`` times higher than the one that ``sensitivity`` is relative to."""
+    clocked = sensitivity / ratio
+    return clocked / (1 - sensitivity + clocked)
+
+
+def _with_power(row: Row, points: Sequence[Point], bench: Bench) -> Row:
+    """``row`` with board power from what ``points`` drew; terms are null below ``FEWEST_CLOCKS`` of them."""
+    watts: dict[float, float] = {
+        point.clock_mhz: point.power_w for point in points if point.power_w is not None
+    }
+    top, knee = bench.part.top_clock_mhz, bench.part.knee_mhz
+    row = replace(
+        row,
+        busy_top_w=watts.get(top),
+        busy_knee_w=watts.get(knee),
+        static_w=None,
+        linear_w=None,
+        steep_w=None,
+        steep_exponent=None,
+    )
+    if len(watts) < FEWEST_CLOCKS:
+        return row
+    law = fit_power(watts)
+    ratio = top / law.top_mhz
     return replace(
         row,
-        k=round(law.k, 6),
-        k_low=round(law.k_low, 6),
-        k_high=round(law.k_high, 6),
-        from_mhz=clocks[0],
-        to_mhz=clocks[-1],
-        busy_top_w=points[-1].power_w,
-        busy_knee_w=watts.get(bench.clocks_mhz[0]),
-        p0_w=terms[0],
-        c1_w=terms[1],
-        c3_w=terms[2],
+        static_w=rounded(law.static_w),
+        linear_w=rounded(law.linear_w * ratio),
+        steep_w=rounded(law.steep_w * ratio**law.exponent),
+        steep_exponent=law.exponent,
     )

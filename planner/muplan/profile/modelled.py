@@ -12,7 +12,6 @@ from functools import cache
 from itertools import pairwise
 
 from muplan.profile.buckets import Work
-from muplan.profile.fits import fit_power
 from muplan.profile.operators import OperatorCost
 from muplan.profile.profile_file import PROFILE_VERSION, Bases, Bucket, Profile, Row, RuntimeVersion
 from muplan.profile.roofline import EXPONENT, Efficiency, KernelTime, operator_time
@@ -22,8 +21,10 @@ from muserve import __version__
 from muserve.gpu.parts import Part
 from muserve.physics import busy_power_w
 from muserve.plan import Basis
+from muserve.power_fit import FittedPower, fit_power
 
 _DIGITS = 6
+_POWER_STEPS = 6
 
 
 def modelled_profile(
@@ -80,7 +81,7 @@ class ModelledRows:
         law = sum_law(work.phase, lambda use: self.times(use)[first : last + 1], part, work.runtime)
         launch, memory, compute = _split(self.times(work.runtime.expected)[first : last + 1])
         k = round(law.sensitivity.value, _DIGITS)
-        busy_top_w, busy_knee_w, (p0_w, c1_w, c3_w) = self._power(k)
+        power = self._power(k)
         return Row(
             name=name,
             op_type=op_type,
@@ -95,11 +96,12 @@ class ModelledRows:
             k_high=round(max(law.sensitivity.high, k), _DIGITS),
             from_mhz=part.knee_mhz,
             to_mhz=part.top_clock_mhz,
-            busy_top_w=rounded(busy_top_w),
-            busy_knee_w=rounded(busy_knee_w),
-            p0_w=rounded(p0_w),
-            c1_w=rounded(c1_w),
-            c3_w=rounded(c3_w),
+            busy_top_w=rounded(busy_power_w(part, k, part.top_clock_mhz)),
+            busy_knee_w=rounded(busy_power_w(part, k, part.knee_mhz)),
+            static_w=rounded(power.static_w),
+            linear_w=rounded(power.linear_w),
+            steep_w=rounded(power.steep_w),
+            steep_exponent=power.exponent,
             flops=rounded(sum(cost.flops for cost in costs)),
             bytes_read=sum(cost.bytes_read for cost in costs),
             bytes_written=sum(cost.bytes_written for cost in costs),
@@ -150,11 +152,11 @@ def _split(times: Sequence[KernelTime]) -> tuple[float, float, float]:
     return launch, memory, compute
 
 
-def _power(part: Part, k: float) -> tuple[float, float, tuple[float, float, float]]:
-    """Board power of work of sensitivity ``k``: at the top clock, at the knee, and P0, c1, c3 between."""
+def _power(part: Part, k: float) -> FittedPower:
+    """The law of the board power of work of sensitivity ``k``, fitted over the working clocks."""
     clocks = part.working_clocks_mhz
-    watts = [busy_power_w(part, k, clock) for clock in clocks]
-    return watts[-1], watts[0], fit_power([clock / part.top_clock_mhz for clock in clocks], watts)
+    sampled = {clocks[round(step * (len(clocks) - 1) / _POWER_STEPS)] for step in range(_POWER_STEPS + 1)}
+    return fit_power({clock: busy_power_w(part, k, clock) for clock in sorted(sampled)})
 
 
 def _live_bytes(cost: OperatorCost) -> int:

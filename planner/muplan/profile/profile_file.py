@@ -65,8 +65,9 @@ class Row:
     null where only the whole was timed. ``k`` with ``k_low`` and ``k_high`` holds for clocks from
     ``from_mhz`` to ``to_mhz``: of a modelled row the range spans plausible runtimes, of a measured
     one it is the 95 % confidence interval. Board power is ``busy_top_w`` at the top clock,
-    ``busy_knee_w`` at the knee and ``p0_w + c1_w x + c3_w x^3`` at the share ``x`` of the top clock;
-    null where too few clocks were measured. ``activation_bytes`` is the most that is live at a time.
+    ``busy_knee_w`` at the knee, and ``static_w + linear_w x + steep_w x^steep_exponent`` at the share
+    ``x`` of the top clock (``muserve.power_fit``); null where too few clocks were measured.
+    ``activation_bytes`` is the most that is live at a time.
     """
 
     __pydantic_config__ = _STRICT
@@ -86,9 +87,10 @@ class Row:
     to_mhz: int
     busy_top_w: float | None
     busy_knee_w: float | None
-    p0_w: float | None
-    c1_w: float | None
-    c3_w: float | None
+    static_w: float | None
+    linear_w: float | None
+    steep_w: float | None
+    steep_exponent: int | None
     flops: float
     bytes_read: int
     bytes_written: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from muplan.architecture.config import parse_decoder
+from muplan.architecture.config import parse_generative
 from muplan.architecture.generative import GenerativeModel, generative_model
 from muplan.catalog import load_llm
 from muplan.profile.llm import decode_law, prefill_law
@@ -49,7 +49,7 @@ def qwen() -> GenerativeModel:
         "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
     }
-    return generative_model("qwen2.5-7b", parse_decoder(config, "qwen2.5-7b"))
+    return generative_model("qwen2.5-7b", parse_generative(config, "qwen2.5-7b"))
 
 
 @pytest.mark.parametrize(("phase", "batch", "tokens", "latency_ms", "k"), MEASURED_ON_L20)

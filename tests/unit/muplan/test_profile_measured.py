@@ -156,7 +156,7 @@ def test_without_permission_only_the_default_clock_is_measured_and_k_stays_model
     assert [point.clock_mhz for point in profile.buckets[0].points] == [part.top_clock_mhz]
     assert (row.k, row.k_low, row.k_high) == (modelled.k, modelled.k_low, modelled.k_high)
     assert row.busy_top_w is not None
-    assert (row.busy_knee_w, row.p0_w) == (None, None)
+    assert (row.busy_knee_w, row.static_w) == (None, None)
     assert profile.bases.sensitivity is Basis.MODELLED
 
 
@@ -167,7 +167,10 @@ def test_a_throttled_point_is_kept_but_in_no_fit(
     profile = measure(source, works, bench(gpu, part), file)
     points = profile.buckets[0].points
     assert [point.throttled for point in points] == [(), (), (), ("SwPowerCap",)]
-    assert profile.buckets[0].whole.to_mhz == points[2].clock_mhz < part.top_clock_mhz
+    row = profile.buckets[0].whole
+    assert row.to_mhz == points[2].clock_mhz < part.top_clock_mhz
+    assert row.busy_top_w is None
+    assert row.k == pytest.approx(ModelledRows(works[0], part).whole().k, abs=0.01)  # of the part's top clock
 
 
 def test_too_much_throttling_is_an_error_and_only_throttled_points_are_measured_again(
