@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from muserve.errors import InputError
+from muserve.errors import InputError, one_line
 from muserve.tensor_data import dense_bytes, refer_to_data, without_base_directory
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def parse_model(file: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError has no stable home
-        raise InputError(f"{file}: not an ONNX model: {_one_line(error)}") from error
+        raise InputError(f"{file}: not an ONNX model: {one_line(error)}") from error
     return model
 
 
@@ -202,7 +202,3 @@ def _scale(shape: tuple[int, ...], use: _Use | None) -> tuple[float, float]:
 
 def _location(tensor: onnx.TensorProto) -> str:
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -11,7 +11,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from muplan.profile.symbolic import symbolic_dims
-from muserve.errors import InputError
+from muserve.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import onnx
@@ -68,8 +68,7 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return inliner.inline_local_functions(model)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"its local functions cannot be inlined: {reason}") from error
+        raise InputError(f"its local functions cannot be inlined: {one_line(error)}") from error
 
 
 def plain_initialisers(model: onnx.ModelProto) -> None:

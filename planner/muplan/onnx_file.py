@@ -21,8 +21,8 @@ from muplan.normal_form import (
     sort_operators,
 )
 from muplan.profile.structure import structure
-from muserve.errors import InputError
-from muserve.tensor_data import light_copy
+from muserve.errors import InputError, one_line
+from muserve.tensor_data import dense_bytes, light_copy
 from muserve.weightless import parse_model, refer_to_weights
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def read_graph(file: Path) -> onnx.ModelProto:
         model = inline_functions(model)
         plain_initialisers(model)
         free_negative_dims(model.graph)
+        _refuse(_misfits(model))
         refer_to_weights(model, file)
         complete_outputs(model)
         _refuse(_unservable(model))
@@ -97,6 +98,29 @@ def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
                 yield f"expected distinct {what}s, got {name} {count} times"
 
 
+def _misfits(model: onnx.ModelProto) -> Iterator[str]:
+    """Initialisers whose inline data does not have the declared size."""
+    from onnx import numpy_helper
+
+    for tensor in model.graph.initializer:
+        if any(size < 0 for size in tensor.dims):
+            yield f"initialiser {tensor.name}: expected sizes from 0, got {list(tensor.dims)}"
+        if tensor.external_data:
+            continue
+        size_bytes = dense_bytes(tensor.data_type, tensor.dims)
+        if tensor.HasField("raw_data"):
+            if len(tensor.raw_data) != size_bytes:
+                yield (
+                    f"initialiser {tensor.name}: expected {size_bytes} bytes of data, "
+                    f"got {len(tensor.raw_data)}"
+                )
+            continue
+        try:
+            numpy_helper.to_array(tensor)
+        except (TypeError, ValueError) as error:
+            yield f"initialiser {tensor.name}: expected data of its declared size: {one_line(error)}"
+
+
 def _unservable(model: onnx.ModelProto) -> Iterator[str]:
     """What keeps a normalised graph from being served."""
     inputs = {value.name for value in model.graph.input}
@@ -123,8 +147,4 @@ def _check(model: onnx.ModelProto) -> None:
     try:
         checker.check_model(checked)
     except (checker.ValidationError, ValueError) as error:
-        raise InputError(f"not a valid ONNX model: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise InputError(f"not a valid ONNX model: {one_line(error)}") from error

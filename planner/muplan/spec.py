@@ -339,7 +339,7 @@ def parse_spec(document: dict[str, Any], source: Path | str) -> Spec:
         # Through JSON because strict JSON mode takes lists for tuples and strings for enumerations.
         return Spec.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
-        raise input_error(source, error) from error
+        raise input_error(source, error, _known_keys()) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{source}: expected plain keys and values: {error}") from error
 
@@ -348,6 +348,10 @@ def schema_bytes() -> bytes:
     """The JSON Schema of a spec, as stable bytes."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Spec.model_json_schema()
     return (json.dumps(schema, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _known_keys() -> set[str]:
+    return {key for section in _Section.__subclasses__() for key in section.model_fields}
 
 
 def _digest(document: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from muplan.profile.folding import follow_arithmetic, has_schema, shape_of
 from muplan.profile.tensor_shape import TensorShape
-from muserve.errors import InputError
+from muserve.errors import InputError, one_line
 from muserve.tensor_data import light_copy
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _reason(model: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str, T
     try:
         shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
-        why = f": {' '.join(str(error).split())[:300]}"
+        why = f": {one_line(error)}"
     else:
         why = f": {node.op_type} makes it from data that only a run knows"
     return f"the shape of tensor {tensor} cannot be inferred from the input sizes{why}"
