@@ -62,7 +62,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
         with _blamed_on(f"{spec_file.path}: models[{position}] ({model.name})"):
             check_model_paths(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
-            check_engine(model, spec)
+            check_engine(model, spec_file)
             check_weights(model, source, spec_file)
             staged.append(stage_model(model, source, parts, spec.cluster.link_gbs))
             check_batching(staged[-1])

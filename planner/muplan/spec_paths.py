@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec, Spec, SpecFile, Target
+from muplan.spec import ModelSpec, SpecFile, Target
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weights import read_weights
@@ -20,16 +20,17 @@ def check_model_paths(model: ModelSpec, spec_file: SpecFile) -> None:
         _check_tokenizer(_readable(spec_file, "tokenizer", model.tokenizer))
 
 
-def check_engine(model: ModelSpec, spec: Spec) -> None:
+def check_engine(model: ModelSpec, spec_file: SpecFile) -> None:
     """InputError, naming the key, when the target has no engine that serves the generative ``model``."""
     if model.kind is not ModelKind.GENERATIVE:
         return
+    spec = spec_file.spec
     target, name = spec.serving.target, model.token_engine.name
     wanted = "vllm" if target is Target.NGC else "replay"
     if name not in (None, wanted):
         raise InputError(f"engine.name: target {target.value} has the engine {wanted}, got {name}")
     if target is Target.NGC:
-        vllm_model(model)
+        vllm_model(model, spec_file)
     elif not all(group.virtual for node in spec.cluster.nodes for group in node.gpus):
         raise InputError(
             "engine.name: replay runs on virtual GPUs only, the cluster has real ones: expected target ngc, "
@@ -37,7 +38,7 @@ def check_engine(model: ModelSpec, spec: Spec) -> None:
         )
 
 
-def vllm_model(model: ModelSpec) -> str:
+def vllm_model(model: ModelSpec, spec_file: SpecFile) -> str:
     """What vLLM is told to load; InputError when neither ``engine.model`` nor the source says it.
 
     A directory in ``source`` is not taken: its place on the node is known to the user alone.
@@ -45,7 +46,7 @@ def vllm_model(model: ModelSpec) -> str:
     if model.token_engine.model is not None:
         return model.token_engine.model
     scheme, _, name = model.source.partition(":")
-    if scheme == "hf" and not Path(name).expanduser().is_absolute() and not name.startswith("."):
+    if scheme == "hf" and not spec_file.resolve(name).is_dir():
         return name
     raise InputError(
         f"engine.model: expected a Hugging Face id or the path of a directory on the node, which target ngc "

@@ -207,6 +207,8 @@ def test_triton_takes_every_configuration_of_target_ngc(
     tight = tuple(replace(m, slo_ms=m.isolated_latency_ms * 1.1) for m in plan.models)
     _, files = replicated_files(file, replicas, models=tight)
     write_directory(tmp_path / "plan", files)
+    config = tmp_path / "plan" / "node0" / "model_repository" / "batched_stage1" / "config.pbtxt"
+    assert "rate_limiter" in config.read_text(), "the SLOs are tight enough for turns"
     x = np.random.default_rng(6).standard_normal((2, 8)).astype(np.float32)
     with ngc_server(tmp_path, monkeypatch) as server:
         with triton.InferenceServerClient(server.grpc_url) as client:

@@ -24,6 +24,7 @@ from muplan.repository.contention import oversubscribed_gpus
 from muplan.repository.directory import Artefact, write_directory
 from muplan.repository.model_config import parse_config
 from muplan.spec import SpecFile
+from muplan.spec_paths import vllm_model
 from muserve.errors import InputError
 from muserve.plan import ModelKind, Plan, read_plan
 from muserve.weightless import strip_weights
@@ -184,6 +185,15 @@ class TestVllm:
         _, embedded = replicated_files(spec(tmp_path, LLM), {})
         ours, theirs = configs(ngc)["llm"], configs(embedded)["llm"]
         assert (list(ours.input), list(ours.output)) == (list(theirs.input), list(theirs.output))
+
+    def test_an_id_of_the_hub_is_loaded_by_that_name_and_a_directory_by_its_own(self, tmp_path: Path) -> None:
+        file = spec(tmp_path, VLLM, **NGC)
+        named = {"source": "hf:facebook/opt-1.3b", "engine": None}
+        model = file.spec.models[0].model_copy(update=named)
+        assert vllm_model(model, file) == "facebook/opt-1.3b"
+        (tmp_path / "facebook" / "opt-1.3b").mkdir(parents=True)
+        with pytest.raises(InputError, match=r"engine\.model: expected .* for source hf:facebook/opt-1\.3b"):
+            vllm_model(model, file)
 
     def test_a_tensor_parallel_engine_chooses_its_devices_itself(self, tmp_path: Path) -> None:
         file = spec(tmp_path, VLLM, **NGC)
