@@ -76,6 +76,9 @@ def save_model(model: onnx.ModelProto, file: Path, largest_bytes: int = LARGEST_
     data = file.with_name(file.name + ".data")
     data.unlink(missing_ok=True)  # the writer appends
     onnx.save_model(external, file, save_as_external_data=True, location=data.name, size_threshold=1024)
+    data.chmod(
+        file.stat().st_mode
+    )  # onnx makes it readable for the owner alone, who may not be Triton's user
 
 
 def _stage_outputs(graph: Structure, stages: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:

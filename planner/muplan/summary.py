@@ -21,6 +21,7 @@ def summary_document(plan: Plan, directory: Path) -> dict[str, Any]:
     """The same facts as plain values."""
     return {
         "directory": str(directory),
+        "target": plan.target,
         "models": [_model_document(model) for model in plan.models],
         "gpus": [_gpu_document(plan, gpu) for gpu in plan.gpus],
         "predicted_power_w": plan.predicted_power_w,

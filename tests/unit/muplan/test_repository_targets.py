@@ -25,10 +25,11 @@ from muplan.repository.directory import Artefact, write_directory
 from muplan.repository.model_config import parse_config
 from muplan.spec import SpecFile
 from muplan.spec_paths import vllm_model
+from muplan.splitting import save_model
 from muserve.errors import InputError
 from muserve.plan import ModelKind, Plan, read_plan
 from muserve.weightless import strip_weights
-from muserve.weights import fill_weights
+from muserve.weights import embed_weights, fill_weights
 from replicated import (
     replicated_files,
     rows_answer,
@@ -153,6 +154,19 @@ class TestNgcPartitions:
         written = onnx.load(tmp_path / "out" / REPOSITORY / "rows" / "1" / "model.onnx")
         for tensor in written.graph.initializer:
             np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), expected[tensor.name])
+
+    def test_a_graph_too_big_for_one_message_keeps_its_weights_beside_it(self, tmp_path: Path) -> None:
+        write_rows_onnx(tmp_path / "rows.onnx", width=32)
+        whole = onnx.load(tmp_path / "rows.onnx")
+        hollow = strip_weights(whole, largest_inline_bytes=0)
+        given_ = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
+        written = embed_weights(hollow, {**given_, "w0": np.zeros((32, 32), np.float32)})
+        file = tmp_path / "model.onnx"
+        save_model(written, file, largest_bytes=1000)
+        data = file.with_name("model.onnx.data")
+        assert data.stat().st_mode == file.stat().st_mode
+        x = np.ones((1, 32), np.float32)
+        assert not onnxruntime.InferenceSession(file).run(None, {"x": x})[0].any(), "rows times zero"
 
 
 class TestVllm:
