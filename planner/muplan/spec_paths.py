@@ -11,7 +11,7 @@ from muplan.load.trace import Trace, read_trace
 from muplan.profile.profile_file import read_profile
 from muplan.profile.profiled import check_profile
 from muplan.sources import LoadedModel
-from muplan.spec import HIGHEST_CV, LoadSpec, ModelSpec, Spec, SpecFile, Target, TokensSpec
+from muplan.spec import HIGHEST_CV, LoadSpec, ModelSpec, SpecFile, Target, TokensSpec
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weights import read_weights
@@ -43,16 +43,17 @@ def with_trace_read(model: ModelSpec, spec_file: SpecFile) -> ModelSpec:
     return model.model_copy(update=changes)
 
 
-def check_engine(model: ModelSpec, spec: Spec) -> None:
+def check_engine(model: ModelSpec, spec_file: SpecFile) -> None:
     """InputError, naming the key, when the target has no engine that serves the generative ``model``."""
     if model.kind is not ModelKind.GENERATIVE:
         return
+    spec = spec_file.spec
     target, name = spec.serving.target, model.token_engine.name
     wanted = "vllm" if target is Target.NGC else "replay"
     if name not in (None, wanted):
         raise InputError(f"engine.name: target {target.value} has the engine {wanted}, got {name}")
     if target is Target.NGC:
-        vllm_model(model)
+        vllm_model(model, spec_file)
     elif not all(group.virtual for node in spec.cluster.nodes for group in node.gpus):
         raise InputError(
             "engine.name: replay runs on virtual GPUs only, the cluster has real ones: expected target ngc, "
@@ -60,7 +61,7 @@ def check_engine(model: ModelSpec, spec: Spec) -> None:
         )
 
 
-def vllm_model(model: ModelSpec) -> str:
+def vllm_model(model: ModelSpec, spec_file: SpecFile) -> str:
     """What vLLM is told to load; InputError when neither ``engine.model`` nor the source says it.
 
     A directory in ``source`` is not taken: its place on the node is known to the user alone.
@@ -68,7 +69,7 @@ def vllm_model(model: ModelSpec) -> str:
     if model.token_engine.model is not None:
         return model.token_engine.model
     scheme, _, name = model.source.partition(":")
-    if scheme == "hf" and not Path(name).expanduser().is_absolute() and not name.startswith("."):
+    if scheme == "hf" and not spec_file.resolve(name).is_dir():
         return name
     raise InputError(
         f"engine.model: expected a Hugging Face id or the path of a directory on the node, which target ngc "

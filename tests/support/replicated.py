@@ -26,8 +26,8 @@ from muserve.plan import Plan, ReplicaPlan
 Replicas = Mapping[str, Sequence[tuple[int, ...]]]
 
 
-def write_rows_onnx(file: Path, *, layers: int = 2, axis: str = "batch") -> None:
-    """``y = x @ w0 @ w1 ...`` for rows of 8 numbers, with its weights."""
+def write_rows_onnx(file: Path, *, layers: int = 2, width: int = 8) -> None:
+    """``y = x @ w0 @ w1 ...`` for rows of ``width`` numbers, with its weights."""
     draw = np.random.default_rng(0)
     names = ["x", *(f"h{n}" for n in range(1, layers)), "y"]
     nodes = [
@@ -35,14 +35,14 @@ def write_rows_onnx(file: Path, *, layers: int = 2, axis: str = "batch") -> None
         for n in range(layers)
     ]
     weights = [
-        numpy_helper.from_array(draw.standard_normal((8, 8)).astype(np.float32), f"w{n}")
+        numpy_helper.from_array(draw.standard_normal((width, width)).astype(np.float32), f"w{n}")
         for n in range(layers)
     ]
     graph = helper.make_graph(
         nodes,
         "rows",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [axis, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [axis, 8])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", width])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
