@@ -81,11 +81,8 @@ def encoder_decoder_graph(
     else:
         caches = _cache_inputs(graph, net, "past", "context")
         crosses = _cache_inputs(graph, net, "cross", "prompt")
-    hidden, presents = _decoded(graph, net, ids, caches, crosses)
+    hidden = _decoded(graph, net, ids, caches, crosses)
     graph.output("logits", _logits(graph, net, hidden), ("batch", net.vocabulary))
-    _cache_outputs(graph, net, "present", presents, 1 if prefill else "context_and_token")
-    if prefill:
-        _cache_outputs(graph, net, "cross", crosses, "prompt")
     return graph.model(f"{net.model_type}_{step}")
 
 
@@ -101,11 +98,15 @@ def _cache_inputs(graph: GraphBuilder, net: EncoderDecoderArchitecture, kind: st
 
 
 def _cache_outputs(
-    graph: GraphBuilder, net: EncoderDecoderArchitecture, kind: str, caches: _Caches, axis: int | str
+    graph: GraphBuilder,
+    net: EncoderDecoderArchitecture,
+    kind: str,
+    layer: int,
+    pair: tuple[str, str],
+    axis: int | str,
 ) -> None:
-    for layer, pair in caches.items():
-        for part, tensor in zip(("key", "value"), pair, strict=True):
-            graph.output(f"{kind}_{part}.{layer}", tensor, ("batch", net.heads, axis, net.head_size))
+    for part, tensor in zip(("key", "value"), pair, strict=True):
+        graph.output(f"{kind}_{part}.{layer}", tensor, ("batch", net.heads, axis, net.head_size))
 
 
 def _encoded(graph: GraphBuilder, net: EncoderDecoderArchitecture, ids: str) -> str:
@@ -131,13 +132,14 @@ def _cross_caches(graph: GraphBuilder, net: EncoderDecoderArchitecture, encoded:
             _heads(graph, net, module, "k", encoded),
             _heads(graph, net, module, "v", encoded),
         )
+        _cache_outputs(graph, net, "cross", layer, caches[layer], "prompt")
     return caches
 
 
 def _decoded(
     graph: GraphBuilder, net: EncoderDecoderArchitecture, ids: str, caches: _Caches, crosses: _Caches
-) -> tuple[str, _Caches]:
-    """The decoder's output [batch, 1, hidden] for one token each, and its keys and values so far."""
+) -> str:
+    """The decoder's output [batch, 1, hidden] for one token each."""
     zero, one = graph.integers(0), graph.integers(1)
     hidden = graph.add("decoder", "Gather", graph.embedding("shared", net.vocabulary, net.hidden_size), ids)
     place = zero
@@ -146,7 +148,6 @@ def _decoded(
     keys = graph.add("decoder", "Range", zero, graph.add("decoder", "Add", place, one), one)
     query_place = graph.add("decoder", "Unsqueeze", place, graph.integers([0]))
     bias = _relative_bias(graph, net, "decoder", query_place, keys)
-    presents = {}
     for layer in range(net.layers):
         block = f"decoder.block.{layer}.layer"
         module = f"{block}.0.SelfAttention"
@@ -155,14 +156,15 @@ def _decoded(
         if caches:
             key = graph.add(module, "Concat", caches[layer][0], key, axis=2)
             value = graph.add(module, "Concat", caches[layer][1], value, axis=2)
-        presents[layer] = (key, value)
+        length = "context_and_token" if caches else 1
+        _cache_outputs(graph, net, "present", layer, (key, value), length)
         hidden = _attended(graph, net, module, hidden, query, key, value, bias)
         module = f"{block}.1.EncDecAttention"
         normed = _norm(graph, net, f"{block}.1.layer_norm", hidden)
         query = _heads(graph, net, module, "q", normed)
         hidden = _attended(graph, net, module, hidden, query, *crosses[layer], None)
         hidden = _feed_forward(graph, net, f"{block}.2", hidden, net.experts.layers[layer])
-    return _norm(graph, net, "decoder.final_layer_norm", hidden), presents
+    return _norm(graph, net, "decoder.final_layer_norm", hidden)
 
 
 def _relative_bias(

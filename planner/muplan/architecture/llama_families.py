@@ -13,9 +13,10 @@ from muplan.architecture.families import (
     Count,
     Epsilon,
     Family,
+    Layers,
     check_heads,
 )
-from muplan.architecture.rotary import Positive, RopeParameters, inverse_frequencies
+from muplan.architecture.rotary import Positive, RopeParameters, WholeHead, inverse_frequencies
 
 
 class LlamaLike(Family):
@@ -28,7 +29,7 @@ class LlamaLike(Family):
     model_type: str
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Layers
     num_attention_heads: Count
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
@@ -40,6 +41,7 @@ class LlamaLike(Family):
     rope_parameters: RopeParameters | None = Field(
         default=None, validation_alias=AliasChoices("rope_parameters", "rope_scaling")
     )
+    partial_rotary_factor: WholeHead = 1.0
     sliding_window: Count | None = None
     use_sliding_window: bool | None = None
     attention_bias: bool | None = None

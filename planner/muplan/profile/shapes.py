@@ -7,6 +7,7 @@ reference implementation and inference runs again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ class TensorShape:
     @property
     def elements(self) -> int:
         """Number of elements; 1 for a scalar."""
-        return int(np.prod(self.dims, dtype=np.int64))
+        return math.prod(self.dims)
 
     @property
     def size_bytes(self) -> int:

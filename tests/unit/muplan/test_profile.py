@@ -277,6 +277,19 @@ def test_a_decode_step_reads_the_weights_and_every_cache_once(mistral: Generativ
     assert moved[8, 2000] - moved[1, 1] == pytest.approx(caches, rel=0.05)
 
 
+def test_only_hidden_states_and_the_mask_cross_between_layers() -> None:
+    """Keys and values stay with their layer."""
+    costs = operator_costs(load_llm("opt-1.3b").prefill, 1, {"tokens": 100})
+    ends = [
+        before
+        for before, after in pairwise(costs)
+        if after.name.endswith(".self_attn_layer_norm/LayerNormalization")
+    ]
+    assert len(ends) == 24
+    assert all(len(cost.crossing) == 2 for cost in ends)
+    assert {cost.cut_bytes for cost in ends} == {100 * 2048 * 2 + 100 * 100 * 2}
+
+
 def test_a_mixture_reads_the_experts_that_tokens_chose() -> None:
     """One token reads 8 of 128 experts; many read all of them, once."""
     llm = load_llm("qwen3-30b-a3b")

@@ -55,13 +55,14 @@ def cuts_for(name: str, count: int) -> tuple[int, ...]:
     return choose_cuts(costs, operator_times(costs, load_part("V100-16GB"), "fp32"), count, link_gbs=12.0)
 
 
-def test_bert_chains_equal_the_whole() -> None:
-    model, inputs = load_graph("bert-base"), bert_inputs()
+@pytest.mark.parametrize("name", ["bert-base", "roberta-base"])
+def test_encoder_chains_equal_the_whole(name: str) -> None:
+    model, inputs = load_graph(name), bert_inputs()
     weights = fill_weights(model, seed=7)
     expected = run(model, inputs, weights)
-    halves = run_chain(split(model, cuts_for("bert-base", 2)), inputs, seed=7)
+    halves = run_chain(split(model, cuts_for(name, 2)), inputs, seed=7)
     thirds = dict(inputs)
-    for part in split(model, cuts_for("bert-base", 3)):
+    for part in split(model, cuts_for(name, 3)):
         thirds.update(run(part, thirds, weights))
     for name, values in expected.items():
         assert np.isfinite(values).all()
