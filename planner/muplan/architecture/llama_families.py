@@ -53,6 +53,9 @@ class LlamaLike(Family):
         check_heads(self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads)
         if self.head_dim is None:
             check_heads(self.hidden_size, self.num_attention_heads)
+        experts = self._experts()
+        if experts is not None and experts.chosen > experts.count:
+            raise ValueError(f"expected at most {experts.count} experts a token, got {experts.chosen}")
         if self._head_size % 2:
             raise ValueError(f"expected an even head_dim, got {self._head_size}")
         return self

@@ -165,8 +165,7 @@ def _network(auto: Any, config: Any, checkpoint: Path | None) -> Any:
 def _randomise(module: Any) -> None:
     """Give every parameter its own small values, so that the exporter does not merge equal ones.
 
-    Normalisation statistics stay at mean 0 and variance 1, hence folded biases that remain inline are
-    small too.
+    Normalisation statistics stay at mean 0 and variance 1, hence biases folded into constants are small too.
     """
     import torch
 
@@ -177,7 +176,7 @@ def _randomise(module: Any) -> None:
 
 
 def _traced(export: Export) -> onnx.ModelProto:
-    """Trace the module with dynamic axes and return the optimised ONNX model, data included."""
+    """The module's optimised ONNX model with dynamic axes, data included."""
     import torch
 
     dimensions = {
@@ -245,13 +244,9 @@ def _restore_parameter_names(model: onnx.ModelProto, module: Any) -> None:
 
 def _clean(model: onnx.ModelProto) -> None:
     """Drop stack traces, exporter metadata and intermediate types: not needed and not stable."""
-    model.doc_string = ""
-    model.graph.doc_string = ""
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    del model.graph.value_info[:]
     graph = model.graph
-    for items in (graph.node, graph.input, graph.output, graph.initializer):
-        for item in items:
-            item.doc_string = ""
-            del item.metadata_props[:]
+    del graph.value_info[:]
+    described: list[Any] = [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]
+    for item in described:
+        item.doc_string = ""
+        del item.metadata_props[:]
