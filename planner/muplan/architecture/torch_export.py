@@ -66,9 +66,7 @@ def single_pass_export(config: Mapping[str, Any], source: str, checkpoint: Path 
     values = {key: value for key, value in config.items() if key != "model_type"}
     try:
         parsed = transformers.AutoConfig.for_model(model_type, **values, attn_implementation="eager")
-        if model_type in ENCODER_TYPES:
-            return _encoder(parsed, checkpoint)
-        return _classifier(parsed, checkpoint)
+        return (_encoder if model_type in ENCODER_TYPES else _classifier)(parsed, checkpoint)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # transformers' own complaints
         sentence = " ".join(str(error).split())[:300]
         raise InputError(f"{source}: transformers cannot build this {model_type}: {sentence}") from error

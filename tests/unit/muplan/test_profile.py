@@ -253,6 +253,15 @@ def test_the_laws_are_near_what_was_measured_on_a_v100(mistral: GenerativeModel,
     assert prefill.sensitivity.value == pytest.approx(0.94, abs=0.03)
 
 
+def test_decode_feels_the_clock_only_in_big_batches(mistral: GenerativeModel, v100: Part) -> None:
+    """Qwen2.5-7B on an L20 has k .04 at batch 1, .07-.12 up to 64, .40-.44 at 128 and .57-.69 at 256."""
+    batches = (1, 16, 64, 128, 256)
+    felt = [decode_law(mistral, v100, batch, 300).sensitivity.value for batch in batches]
+    assert felt == sorted(felt)
+    assert felt[1] < 0.12
+    assert felt[-1] > 0.4
+
+
 def test_a_step_multiplies_every_active_weight_with_every_token(mistral: GenerativeModel) -> None:
     """2 operations per weight and token, less the embedding; attention adds 4 x context x width a layer."""
     tokens, batch, context = 64, 3, 500
