@@ -1,23 +1,24 @@
 """Hold the graphs of ``muplan.architecture`` to transformers, on small random networks of every family.
 
-``largest_difference`` compares the logits of a prompt and of the decode steps after it. Needs the [train]
-extra; ``tools/export_catalog.py`` runs it before it writes a graph.
+``largest_difference`` saves a network as transformers does, builds our graphs from its config.json, fills
+them from its checkpoint, and compares the logits of a prompt and of the decode steps after it. Needs the
+[train] extra; ``tools/export_catalog.py`` runs it before it writes a graph.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 import transformers
 
-from muplan.architecture.config import parse_generative
+from muplan.architecture.config import parse_generative, read_config
 from muplan.architecture.generative import step_graph
-from muserve.weightless import TRANSPOSED_SUFFIX, missing_weights
-from muserve.weights import open_session
+from muserve.weights import open_session, read_weights
 
 LARGEST_DIFFERENCE = 1e-4
 DECODE_STEPS = 3
@@ -66,6 +67,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "d_kv": 8,
         "d_ff": 48,
         "num_layers": 4,
+        "num_decoder_layers": 4,
         "num_heads": 4,
         "num_experts": 3,
         "num_sparse_encoder_layers": 2,
@@ -94,8 +96,13 @@ def largest_difference(model_type: str) -> float:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.3)
-    net = parse_generative(config.to_dict(), model_type)
-    prefill, decode = (_session(step_graph(net, step, "fp32"), network) for step in ("prefill", "decode"))
+    with tempfile.TemporaryDirectory() as directory:
+        network.save_pretrained(directory)
+        net = parse_generative(read_config(Path(directory, "config.json")), model_type)
+        graphs = [step_graph(net, step, "fp32") for step in ("prefill", "decode")]
+        prefill, decode = (
+            open_session(graph, read_weights(graph, Path(directory)), threads=1) for graph in graphs
+        )
     prompt = np.random.default_rng(0).integers(3, VOCABULARY, (2, PROMPT_TOKENS))
     answer = np.zeros((2, 0), np.int64)
     results = _run(prefill, {"input_ids": prompt})
@@ -121,50 +128,6 @@ def _next_logits(network: Any, prompt: np.ndarray, answer: np.ndarray) -> np.nda
         else:
             output = network(torch.from_numpy(np.concatenate([prompt, answer], axis=1)))
     return output.logits[:, -1].numpy()
-
-
-def parameters(network: torch.nn.Module) -> dict[str, np.ndarray]:
-    """All parameters under their names in weight files; transformers 5 fuses a layer's experts."""
-    found = {}
-    for name, parameter in network.named_parameters():
-        values = parameter.detach().numpy()
-        module, _, kind = name.rpartition(".")
-        if kind == "gate_up_proj":
-            for expert, matrix in enumerate(values):
-                gate, up = np.split(matrix, 2)
-                found[f"{module}.{expert}.gate_proj.weight"] = gate
-                found[f"{module}.{expert}.up_proj.weight"] = up
-        elif kind == "down_proj":
-            found |= {f"{module}.{expert}.down_proj.weight": matrix for expert, matrix in enumerate(values)}
-        else:
-            found[name] = values
-    if isinstance(network, transformers.MixtralForCausalLM):
-        for ours, theirs in (
-            ("mlp", "block_sparse_moe"),
-            ("gate_proj", "w1"),
-            ("up_proj", "w3"),
-            ("down_proj", "w2"),
-        ):
-            found = {name.replace(f".{ours}.", f".{theirs}."): values for name, values in found.items()}
-    return found
-
-
-def weights(model: onnx.ModelProto, named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Data for every missing initialiser of ``model``; ``*`` in its name stands for each expert's index."""
-    found = {}
-    for tensor in missing_weights(model):
-        name = tensor.name.removesuffix(TRANSPOSED_SUFFIX)
-        values = (
-            np.stack([named[name.replace("*", str(expert))] for expert in range(tensor.dims[0])])
-            if "*" in name
-            else named[name]
-        )
-        found[tensor.name] = values if name == tensor.name else np.swapaxes(values, -1, -2)
-    return found
-
-
-def _session(model: onnx.ModelProto, network: torch.nn.Module) -> Any:
-    return open_session(model, weights(model, parameters(network)), threads=1)
 
 
 def _run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from muplan.architecture.decoder import DecoderArchitecture
 from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture
@@ -16,27 +16,22 @@ from muplan.architecture.llama_families import Llama, Mixtral, Qwen3Moe
 from muplan.architecture.switch_family import Switch
 from muserve.errors import InputError, input_error
 
-_ADAPTER: TypeAdapter[Opt | Gpt2 | CodeGen | Bloom | Llama | Mixtral | Qwen3Moe | Switch] = TypeAdapter(
-    Annotated[
-        Opt | Gpt2 | CodeGen | Bloom | Llama | Mixtral | Qwen3Moe | Switch, Field(discriminator="model_type")
-    ]
-)
+_FAMILIES: dict[str, type[Bloom | CodeGen | Gpt2 | Llama | Mixtral | Opt | Qwen3Moe | Switch]] = {
+    "bloom": Bloom,
+    "codegen": CodeGen,
+    "gpt2": Gpt2,
+    "llama": Llama,
+    "mistral": Llama,
+    "mixtral": Mixtral,
+    "opt": Opt,
+    "qwen2": Llama,
+    "qwen3": Llama,
+    "qwen3_moe": Qwen3Moe,
+    "switch_transformers": Switch,
+}
 
-GENERATIVE_TYPES = (
-    *(
-        "bloom",
-        "codegen",
-        "gpt2",
-        "llama",
-        "mistral",
-        "mixtral",
-        "opt",
-        "qwen2",
-        "qwen3",
-        "qwen3_moe",
-        "switch_transformers",
-    ),
-)
+GENERATIVE_TYPES = tuple(_FAMILIES)
+"""Values of ``model_type`` that ``parse_generative`` knows."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -56,10 +51,14 @@ def parse_generative(
     config: dict[str, Any], source: Path | str
 ) -> DecoderArchitecture | EncoderDecoderArchitecture:
     """The network that ``config`` describes; InputError, naming ``source``, when it is not one we know."""
-    if config.get("model_type") not in GENERATIVE_TYPES:
+    model_type = config.get("model_type")
+    family = _FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
         known = ", ".join(GENERATIVE_TYPES)
-        raise InputError(f"{source}: model_type: expected one of {known}, got {config.get('model_type')!r}")
+        raise InputError(f"{source}: model_type: expected one of {known}, got {model_type!r}")
+    if config.get("quantization_config") is not None:
+        raise InputError(f"{source}: quantization_config: expected a network that is not quantised")
     try:
-        return _ADAPTER.validate_python(config).architecture()
+        return family.model_validate(config).architecture()
     except ValidationError as error:
         raise input_error(source, error) from error

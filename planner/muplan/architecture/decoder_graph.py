@@ -36,14 +36,12 @@ def decoder_graph(
     where = positions(graph, net, hidden, caches[layers.start][0] if caches else None)
     if layers.start == 0:
         hidden = _embedded(graph, net, hidden, where)
-    presents = {}
+    kept = ("batch", net.kv_heads, "tokens" if step == "prefill" else "context_and_token", net.head_size)
     for layer in layers:
-        hidden, presents[layer] = _layer(graph, net, layer, hidden, where, caches.get(layer))
+        hidden, (key, value) = _layer(graph, net, layer, hidden, where, caches.get(layer))
+        graph.output(f"present_key.{layer}", key, kept)
+        graph.output(f"present_value.{layer}", value, kept)
     _exit(graph, net, layers, hidden, tokens)
-    for layer, (key, value) in presents.items():
-        dims = ("batch", net.kv_heads, "tokens" if step == "prefill" else "context_and_token", net.head_size)
-        graph.output(f"present_key.{layer}", key, dims)
-        graph.output(f"present_value.{layer}", value, dims)
     return graph.model(f"{net.model_type}_{step}")
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from muplan.architecture.decoder import Activation
 
 Count = Annotated[int, Field(ge=1, le=2**24)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
 
 ACTIVATIONS: dict[str, Activation] = {

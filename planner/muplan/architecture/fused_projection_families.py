@@ -7,7 +7,15 @@ from typing import Literal, Self
 from pydantic import AliasChoices, Field, model_validator
 
 from muplan.architecture.decoder import DecoderArchitecture, FusedProjection, Rotary
-from muplan.architecture.families import ACTIVATIONS, ActivationName, Count, Epsilon, Family, check_heads
+from muplan.architecture.families import (
+    ACTIVATIONS,
+    ActivationName,
+    Count,
+    Epsilon,
+    Family,
+    Layers,
+    check_heads,
+)
 from muplan.architecture.rotary import RopeParameters, inverse_frequencies
 
 
@@ -16,7 +24,7 @@ class CodeGen(Family):
 
     model_type: Literal["codegen"]
     n_embd: Count
-    n_layer: Count
+    n_layer: Layers
     n_head: Count
     n_positions: Count
     rotary_dim: Count
@@ -77,7 +85,7 @@ class Bloom(Family):
 
     model_type: Literal["bloom"]
     hidden_size: Count = Field(validation_alias=AliasChoices("hidden_size", "n_embed"))
-    n_layer: Count = Field(validation_alias=AliasChoices("n_layer", "num_hidden_layers"))
+    n_layer: Layers = Field(validation_alias=AliasChoices("n_layer", "num_hidden_layers"))
     n_head: Count = Field(validation_alias=AliasChoices("n_head", "num_attention_heads"))
     vocab_size: Count
     seq_length: Count = 2048

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from muplan.architecture.decoder import DecoderArchitecture
 from muplan.architecture.decoder_graph import decoder_graph
-from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture, encoder_decoder_graph
+from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture
+from muplan.architecture.encoder_decoder_graph import encoder_decoder_graph
 from muplan.architecture.graph import Dtype, Step, parameter_count
 from muserve.weightless import missing_weights
 
@@ -28,7 +29,7 @@ Network = DecoderArchitecture | EncoderDecoderArchitecture
 class GenerativeModel:
     """A language model as its ``prefill`` and ``decode`` graphs, made from ``net``.
 
-    See ``decoder_graph`` and ``encoder_decoder`` for their inputs and outputs.
+    See ``decoder_graph`` and ``encoder_decoder_graph`` for their inputs and outputs.
     """
 
     name: str

@@ -7,7 +7,15 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from muplan.architecture.decoder import DecoderArchitecture, FusedProjection
-from muplan.architecture.families import ACTIVATIONS, ActivationName, Count, Epsilon, Family, check_heads
+from muplan.architecture.families import (
+    ACTIVATIONS,
+    ActivationName,
+    Count,
+    Epsilon,
+    Family,
+    Layers,
+    check_heads,
+)
 
 
 class Opt(Family):
@@ -15,7 +23,7 @@ class Opt(Family):
 
     model_type: Literal["opt"]
     hidden_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Layers
     num_attention_heads: Count
     ffn_dim: Count
     vocab_size: Count
@@ -82,7 +90,7 @@ class Gpt2(Family):
 
     model_type: Literal["gpt2"]
     n_embd: Count
-    n_layer: Count
+    n_layer: Layers
     n_head: Count
     n_positions: Count
     vocab_size: Count

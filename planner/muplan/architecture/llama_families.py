@@ -13,9 +13,10 @@ from muplan.architecture.families import (
     Count,
     Epsilon,
     Family,
+    Layers,
     check_heads,
 )
-from muplan.architecture.rotary import Positive, RopeParameters, inverse_frequencies
+from muplan.architecture.rotary import Positive, RopeParameters, WholeHead, inverse_frequencies
 
 
 class LlamaLike(Family):
@@ -28,7 +29,7 @@ class LlamaLike(Family):
     model_type: str
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Layers
     num_attention_heads: Count
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
@@ -40,6 +41,7 @@ class LlamaLike(Family):
     rope_parameters: RopeParameters | None = Field(
         default=None, validation_alias=AliasChoices("rope_parameters", "rope_scaling")
     )
+    partial_rotary_factor: WholeHead = 1.0
     sliding_window: Count | None = None
     use_sliding_window: bool | None = None
     attention_bias: bool | None = None
@@ -51,6 +53,9 @@ class LlamaLike(Family):
         check_heads(self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads)
         if self.head_dim is None:
             check_heads(self.hidden_size, self.num_attention_heads)
+        experts = self._experts()
+        if experts is not None and experts.chosen > experts.count:
+            raise ValueError(f"expected at most {experts.count} experts a token, got {experts.chosen}")
         if self._head_size % 2:
             raise ValueError(f"expected an even head_dim, got {self._head_size}")
         return self

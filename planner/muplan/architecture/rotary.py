@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+WholeHead = Annotated[float, Field(ge=1, le=1)]
 
 
 class RopeParameters(BaseModel):
@@ -15,7 +16,10 @@ class RopeParameters(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    rope_type: Literal["default", "linear", "llama3"] = "default"
+    rope_type: Literal["default", "linear", "llama3"] = Field(
+        default="default", validation_alias=AliasChoices("rope_type", "type")
+    )
+    partial_rotary_factor: WholeHead = 1.0
     rope_theta: Positive | None = None
     factor: Positive = 1.0
     low_freq_factor: Positive = 1.0

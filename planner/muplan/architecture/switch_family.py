@@ -8,7 +8,7 @@ from pydantic import Field
 
 from muplan.architecture.decoder import Experts
 from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture
-from muplan.architecture.families import ACTIVATIONS, ActivationName, Count, Epsilon, Family
+from muplan.architecture.families import ACTIVATIONS, ActivationName, Count, Epsilon, Family, Layers
 
 
 class Switch(Family):
@@ -18,8 +18,8 @@ class Switch(Family):
     d_model: Count
     d_kv: Count
     d_ff: Count
-    num_layers: Count
-    num_decoder_layers: Count | None = None
+    num_layers: Layers
+    num_decoder_layers: Layers | None = None
     num_heads: Count
     num_experts: Count
     num_sparse_encoder_layers: Annotated[int, Field(ge=0)] = 3

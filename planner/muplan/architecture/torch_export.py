@@ -66,9 +66,7 @@ def single_pass_export(config: Mapping[str, Any], source: str, checkpoint: Path 
     values = {key: value for key, value in config.items() if key != "model_type"}
     try:
         parsed = transformers.AutoConfig.for_model(model_type, **values, attn_implementation="eager")
-        if model_type in ENCODER_TYPES:
-            return _encoder(parsed, checkpoint)
-        return _classifier(parsed, checkpoint)
+        return (_encoder if model_type in ENCODER_TYPES else _classifier)(parsed, checkpoint)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # transformers' own complaints
         sentence = " ".join(str(error).split())[:300]
         raise InputError(f"{source}: transformers cannot build this {model_type}: {sentence}") from error
@@ -165,8 +163,7 @@ def _network(auto: Any, config: Any, checkpoint: Path | None) -> Any:
 def _randomise(module: Any) -> None:
     """Give every parameter its own small values, so that the exporter does not merge equal ones.
 
-    Normalisation statistics stay at mean 0 and variance 1, hence folded biases that remain inline are
-    small too.
+    Normalisation statistics stay at mean 0 and variance 1, hence biases folded into constants are small too.
     """
     import torch
 
@@ -177,7 +174,7 @@ def _randomise(module: Any) -> None:
 
 
 def _traced(export: Export) -> onnx.ModelProto:
-    """Trace the module with dynamic axes and return the optimised ONNX model, data included."""
+    """The module's optimised ONNX model with dynamic axes, data included."""
     import torch
 
     dimensions = {
@@ -245,13 +242,9 @@ def _restore_parameter_names(model: onnx.ModelProto, module: Any) -> None:
 
 def _clean(model: onnx.ModelProto) -> None:
     """Drop stack traces, exporter metadata and intermediate types: not needed and not stable."""
-    model.doc_string = ""
-    model.graph.doc_string = ""
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    del model.graph.value_info[:]
     graph = model.graph
-    for items in (graph.node, graph.input, graph.output, graph.initializer):
-        for item in items:
-            item.doc_string = ""
-            del item.metadata_props[:]
+    del graph.value_info[:]
+    described: list[Any] = [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]
+    for item in described:
+        item.doc_string = ""
+        del item.metadata_props[:]

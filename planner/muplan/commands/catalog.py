@@ -72,12 +72,19 @@ def _model_table(models: list[CatalogEntry]) -> Any:
         table.add_row(
             model.name,
             model.kind.value,
-            f"{model.parameters / 1e6:,.1f} M",
+            _parameters(model),
             f"{model.weight_bytes / 1e6:,.0f} MB",
             _plain("\n".join(model.inputs)),
             ", ".join(f"{axis} {size}" for axis, size in model.default_dims.items()) or "-",
         )
     return table
+
+
+def _parameters(model: CatalogEntry) -> str:
+    total = f"{model.parameters / 1e6:,.1f} M"
+    if model.active_parameters == model.parameters:
+        return total
+    return f"{total}\n{model.active_parameters / 1e6:,.1f} M a token"
 
 
 def _gpu_table(gpus: list[Part]) -> Any:

@@ -33,12 +33,15 @@ def engine_costs(model: onnx.ModelProto, batch: int, dims: Mapping[str, int]) ->
 
 
 def _join_products(model: onnx.ModelProto, costs: list[OperatorCost]) -> None:
+    """Products of one tensor within one block, such as ``layers.0.self_attn`` or ``layers.0.mlp``."""
     met = set()
     for position, node in enumerate(model.graph.node):
         if node.op_type == "MatMul":
-            if node.input[0] in met:
+            module = node.name.partition("/")[0]
+            product = (node.input[0], module.rpartition(".")[0])
+            if product in met:
                 costs[position] = replace(costs[position], launches=False)
-            met.add(node.input[0])
+            met.add(product)
 
 
 def _join_attention(model: onnx.ModelProto, costs: list[OperatorCost]) -> None:

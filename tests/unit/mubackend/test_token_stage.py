@@ -103,7 +103,7 @@ def test_each_stage_holds_its_own_layers_and_nothing_else_crosses() -> None:
     first, second = layer_stages(decoder(OPT), (1,))
     assert (first.layers, second.layers) == (range(1), range(1, 4))
     assert [value.name for value in first.prefill.graph.output] == [
-        *("hidden_states.1", "present_key.0", "present_value.0"),
+        *("present_key.0", "present_value.0", "hidden_states.1"),
     ]
     assert [value.name for value in second.decode.graph.input][:3] == [
         *("hidden_states.1", "past_key.1", "past_value.1"),

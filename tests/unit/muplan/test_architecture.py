@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from muplan.architecture.config import GENERATIVE_TYPES, parse_generative, read_config
 from muplan.architecture.decoder import DecoderArchitecture
@@ -151,12 +153,37 @@ def test_the_catalogue_ships_what_its_configs_say(name: str) -> None:
         ({"do_layer_norm_before": False}, r"do_layer_norm_before: .*True, got False"),
         ({"word_embed_proj_dim": 16}, r"expected word_embed_proj_dim to be hidden_size, got 16"),
         ({"activation_function": "mish"}, r"activation_function: .*got 'mish'"),
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers: .*less than or equal to 1000"),
+        ({"quantization_config": {"bits": 4}}, r"expected a network that is not quantised"),
+        (LLAMA | {"rope_scaling": {"type": "yarn"}}, r"rope_scaling\.type: .*'llama3'.*got 'yarn'"),
+        (QWEN3_MOE | {"num_experts_per_tok": 7}, r"expected at most 6 experts a token, got 7"),
+        (LLAMA | {"partial_rotary_factor": 0.5}, r"partial_rotary_factor: .*got 0.5"),
     ],
 )
 def test_a_network_we_cannot_build_is_one_sentence(edit: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError, match=rf"config\.json: .*{complaint}") as caught:
         parse_generative(OPT | edit, "config.json")
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_odd_values_are_built_or_refused(data: st.DataObject) -> None:
+    """Whatever stands in a config, the answer is a network or one sentence."""
+    config = dict(data.draw(st.sampled_from([OPT, LLAMA, GPT2, BLOOM, CODEGEN, QWEN3_MOE, SWITCH])))
+    numbers = st.integers(-1, 70) | st.floats()
+    odd = numbers | st.none() | st.text(max_size=3) | st.lists(numbers, max_size=2)
+    for key in data.draw(st.sets(st.sampled_from(sorted(config)), max_size=3)):
+        config[key] = data.draw(odd)
+    try:
+        net = parse_generative(config, "config.json")
+    except InputError as error:
+        refusal = str(error)
+    else:
+        assert step_graph(net, "decode").graph.output
+        return
+    assert refusal.startswith("config.json: ")
+    assert "\n" not in refusal
 
 
 @pytest.mark.parametrize(

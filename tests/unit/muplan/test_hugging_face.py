@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from muplan.pipeline import plan_spec
 from muplan.sources import load_source
+from muplan.spec import read_spec
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weightless import missing_weights
@@ -61,6 +63,26 @@ def test_a_checkpoint_beside_the_config_fills_its_graphs(gpt2: Path) -> None:
     session = open_session(llm.prefill, read_weights(llm.prefill, gpt2), threads=1)
     (logits,) = session.run(["logits"], {"input_ids": np.array([[1, 2, 3]])})
     assert np.isfinite(logits).all()
+
+
+def test_a_language_model_is_planned_from_its_config(gpt2: Path) -> None:
+    spec = {
+        "cluster": {"nodes": [{"name": "n", "gpus": [{"part": "V100-16GB", "virtual": True}]}]},
+        "models": [
+            {
+                "name": "mine",
+                "source": "hf:tiny-gpt2",
+                "kind": "generative",
+                "slo_scale": 5,
+                "tokens": {"prompt": 20, "output": 20},
+                "load": {"rate_rps": 1},
+            }
+        ],
+    }
+    file = gpt2.parent / "spec.yaml"
+    file.write_text(json.dumps(spec))
+    (model,) = plan_spec(read_spec(file)).plan.models
+    assert model.partitions[0].operators == 2
 
 
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,6 +274,15 @@ def test_the_laws_are_near_what_was_measured_on_a_v100(mistral: GenerativeModel,
     assert prefill.sensitivity.value == pytest.approx(0.94, abs=0.03)
 
 
+def test_decode_feels_the_clock_only_in_big_batches(mistral: GenerativeModel, v100: Part) -> None:
+    """Qwen2.5-7B on an L20 has k .04 at batch 1, .07-.12 up to 64, .40-.44 at 128 and .57-.69 at 256."""
+    batches = (1, 16, 64, 128, 256)
+    felt = [decode_law(mistral, v100, batch, 300).sensitivity.value for batch in batches]
+    assert felt == sorted(felt)
+    assert felt[1] < 0.12
+    assert felt[-1] > 0.4
+
+
 def test_a_step_multiplies_every_active_weight_with_every_token(mistral: GenerativeModel) -> None:
     """2 operations per weight and token, less the embedding; attention adds 4 x context x width a layer."""
     tokens, batch, context = 64, 3, 500
@@ -296,6 +305,19 @@ def test_a_decode_step_reads_the_weights_and_every_cache_once(mistral: Generativ
     assert moved[1, 1] == pytest.approx(mistral.weight_bytes - embedding, rel=0.01)
     caches = 8 * 2000 * mistral.kv_bytes_per_token
     assert moved[8, 2000] - moved[1, 1] == pytest.approx(caches, rel=0.05)
+
+
+def test_only_hidden_states_and_the_mask_cross_between_layers() -> None:
+    """Keys and values stay with their layer."""
+    costs = operator_costs(load_llm("opt-1.3b").prefill, 1, {"tokens": 100})
+    ends = [
+        before
+        for before, after in pairwise(costs)
+        if after.name.endswith(".self_attn_layer_norm/LayerNormalization")
+    ]
+    assert len(ends) == 24
+    assert all(len(cost.crossing) == 2 for cost in ends)
+    assert {cost.cut_bytes for cost in ends} == {100 * 2048 * 2 + 100 * 100 * 2}
 
 
 def test_a_mixture_reads_the_experts_that_tokens_chose() -> None:
