@@ -36,7 +36,7 @@ SCHEMA_FILE = Path(__file__).with_name("spec.schema.json")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 Count = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -78,7 +78,9 @@ class ClusterSpec(_Section):
     """The machines, and how fast a tensor moves between two GPUs of one of them."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
-    link_gbs: Positive = Field(default=12.0, description="GB/s between two GPUs; PCIe 3 x16 gives 12.")
+    link_gbs: Annotated[float, Field(ge=0.001, le=1e6)] = Field(
+        default=12.0, description="GB/s between two GPUs; PCIe 3 x16 gives 12."
+    )
 
     @model_validator(mode="after")
     def _distinct_nodes(self) -> Self:
@@ -240,19 +242,19 @@ class ServingSpec(_Section):
 class PartitioningSpec(_Section):
     """What weighs how much when the planner cuts a model; the terms are those of ``muplan.partition``."""
 
-    unlikeness: NonNegative = Field(
+    unlikeness: Weight = Field(
         default=DEFAULT_WEIGHTS.unlikeness,
         description="Spread of clock sensitivity k within a part: time-weighted variance.",
     )
-    imbalance: NonNegative = Field(
+    imbalance: Weight = Field(
         default=DEFAULT_WEIGHTS.imbalance,
         description="Unevenness of the parts: squared distance of their shares of the time from equal ones.",
     )
-    transfer: NonNegative = Field(
+    transfer: Weight = Field(
         default=DEFAULT_WEIGHTS.transfer,
         description="Time to send what crosses a cut over the link, as a share of the model's time.",
     )
-    cut: NonNegative = Field(
+    cut: Weight = Field(
         default=DEFAULT_WEIGHTS.cut,
         description="Cost of each cut. At 0.02 two equal halves are parted when their k differ by 0.28.",
     )
