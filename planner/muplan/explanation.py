@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from muplan.gpu_load import GpuLoad
 from muplan.group import GpuPoint, Group
@@ -16,6 +17,7 @@ from muplan.headroom import needed_slos_ms
 from muplan.mixing import MixingPrice, mixing_prices
 from muplan.plan_model import cluster_from_plan
 from muserve.errors import InputError
+from muserve.gpu.parts import Part
 from muserve.plan import CutPlan, GpuPlan, ModelPlan, Plan, TimeLaw
 
 # So many names are listed when one is not known.
@@ -53,6 +55,7 @@ class GpuExplanation:
     virtual: bool
     clock_mhz: int
     default_clock_mhz: int
+    knee_mhz: int
     clock_reason: str
     busy_share: float
     memory_bytes: int
@@ -102,14 +105,17 @@ class Explanation:
     mixing_price_w: float
 
 
-def explain_plan(plan: Plan) -> Explanation:
-    """Explain ``plan``; InputError for a model without GPUs, or a GPU that is not in the part catalogue."""
+def explain_plan(plan: Plan, parts_dir: Path | None = None) -> Explanation:
+    """Explain ``plan``; ``parts_dir`` has the files of parts that the catalogue does not have.
+
+    Raises InputError for a model without GPUs and for a part that nobody knows.
+    """
     _check_placed(plan)
-    cluster, assignment, clocks_mhz = cluster_from_plan(plan)
+    cluster, assignment, clocks_mhz = cluster_from_plan(plan, parts_dir=parts_dir)
     group = cluster.group(assignment)
     loads = group.loads(dict(enumerate(clocks_mhz)))
     default = cluster.point(assignment, [slot.part.top_clock_mhz for slot in cluster.slots])
-    prices = mixing_prices(plan)
+    prices = mixing_prices(plan, parts_dir=parts_dir)
     needed_ms = needed_slos_ms(cluster, assignment, clocks_mhz)
     models = []
     for model in plan.models:
@@ -123,9 +129,10 @@ def explain_plan(plan: Plan) -> Explanation:
     for number, gpu in enumerate(plan.gpus):
         price = prices.get(gpu.name)
         residents = _residents(plan, group, loads, number, price) if price is not None else ()
-        explained = _gpu(gpu, group.gpu_point(number, loads), default.gpus[number], residents)
+        part = cluster.slots[number].part
+        explained = _gpu(gpu, part, group.gpu_point(number, loads), default.gpus[number], residents)
         if price is not None:
-            at_knee = explained.clock_mhz <= cluster.slots[number].part.knee_mhz
+            at_knee = explained.clock_mhz <= part.knee_mhz
             tightest = min((r.model for r in residents), key=lambda name: _or_least(headroom[name]))
             explained = replace(
                 explained,
@@ -191,6 +198,7 @@ def _residents(
 
 def _gpu(
     gpu: GpuPlan,
+    part: Part,
     point: GpuPoint,
     default: GpuPoint,
     residents: tuple[Resident, ...],
@@ -201,6 +209,7 @@ def _gpu(
         virtual=gpu.virtual,
         clock_mhz=point.clock_mhz,
         default_clock_mhz=default.clock_mhz,
+        knee_mhz=part.knee_mhz,
         clock_reason=gpu.initial_clock_reason,
         busy_share=point.busy_share,
         memory_bytes=gpu.memory_bytes,

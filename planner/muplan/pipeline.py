@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from muplan.assembly import assemble_plan, cluster_slots, part_files
@@ -24,6 +25,7 @@ from muplan.spec import SpecFile
 from muplan.spec_paths import check_engine, check_model_paths, check_predictor, check_weights
 from muplan.staging import StagedModel, stage_model
 from muserve.errors import InputError
+from muserve.gpu.parts import PARTS_DIR
 from muserve.plan import Plan
 
 # Called with one short sentence before each step that may take a moment.
@@ -52,9 +54,7 @@ def generate(
     planned = plan_spec(spec_file, on_progress)
     files = planned.files
     if report:
-        _tell(on_progress, f"drawing {REPORT_FILE}")
-        page = plan_page(planned.plan, planned.staged, {})
-        files = {**files, PurePosixPath(REPORT_FILE): page}
+        files = {**files, PurePosixPath(REPORT_FILE): partial(_draw, planned, on_progress)}
     _tell(on_progress, f"writing {directory}")
     write_directory(directory, files)
     return planned.plan
@@ -87,6 +87,12 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     plan = assemble_plan(spec_file, slots, staged, placement)
     files = artefacts(plan, staged, spec_file) | part_files(slots)
     return Planned(plan=plan, staged=tuple(staged), files=files)
+
+
+def _draw(planned: Planned, on_progress: Progress | None, file: Path) -> None:
+    """The page needs the part files of the plan: in the order of their names they are written before it."""
+    _tell(on_progress, f"drawing {REPORT_FILE}")
+    file.write_bytes(plan_page(planned.plan, planned.staged, {}, file.parent / PARTS_DIR))
 
 
 def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:
