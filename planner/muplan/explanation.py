@@ -1,7 +1,7 @@
 """Why a plan is as it is, from the plan alone: who shares a GPU, who sets its clock, what is left. Pure.
 
 Everything is predicted again with the model that the planner used (``muplan.operating``), at the clocks of
-the plan and at the driver's default clocks. Nothing is measured.
+the plan and at the driver's default clocks. Nothing was observed in service.
 """
 
 from __future__ import annotations

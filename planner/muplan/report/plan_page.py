@@ -10,7 +10,7 @@ from muplan.explanation import Explanation, GpuExplanation, ModelExplanation, Re
 from muplan.report.plan_plots import power_plot, sensitivity_plot
 from muplan.report.template import Tile, render
 from muplan.staging import StagedModel
-from muserve.plan import Plan
+from muserve.plan import Basis, Plan
 
 REPORT_FILE = "report.html"
 
@@ -25,8 +25,6 @@ _MOST_GPUS = 48
 _CALM, _BOUND = (61, 111, 182), (217, 131, 36)
 
 _NOTES = (
-    "Everything on this page is predicted by the planner's models; nothing was measured on a device. Times "
-    "come from a roofline of every operator, power from the part's curves, waiting from queueing formulas.",
     "Power is the average of all GPUs over the spec's load, idle time and parked GPUs included.",
     "Headroom is the share of the SLO beyond the shortest limit that the plan's clocks would still keep.",
     "The price of sharing is what a GPU pays because its residents share one clock, set by the one that "
@@ -64,10 +62,25 @@ def plan_page(
         cuts=[(model.name, cut) for model in explanation.models for cut in model.cuts],
         strips=[sensitivity_plot(model) for model in staged[:_MOST_MODELS]],
         more_strips=max(0, len(staged) - _MOST_MODELS),
-        notes=_NOTES,
+        notes=[_origin(plan), *_NOTES],
         setup=_setup(plan),
     )
     return page.encode()
+
+
+def _origin(plan: Plan) -> str:
+    """Where the predictions come from."""
+    measured = [
+        partition.name
+        for model in plan.models
+        for partition in model.partitions
+        if any(law.basis is Basis.MEASURED for law in partition.laws)
+    ]
+    profiles = f"; those of {', '.join(measured)} from measured profiles" if measured else ""
+    return (
+        f"Times come from a roofline of every operator{profiles}, power from the part's curves, waiting from "
+        "queueing formulas."
+    )
 
 
 def _tiles(explanation: Explanation) -> list[Tile]:
