@@ -17,7 +17,7 @@ from muplan.repository.artefacts import artefacts
 from muplan.repository.batching import check_batching
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
-from muplan.spec import SpecFile
+from muplan.spec import SpecFile, Target
 from muplan.spec_paths import check_engine, check_model_paths, check_predictor, check_weights
 from muplan.staging import stage_model
 from muserve.errors import InputError
@@ -35,20 +35,22 @@ class Planned:
     files: dict[PurePosixPath, Artefact]
 
 
-def generate(spec_file: SpecFile, directory: Path, on_progress: Progress | None = None) -> Plan:
+def generate(
+    spec_file: SpecFile, directory: Path, on_progress: Progress | None = None, *, exact: bool = False
+) -> Plan:
     """Plan the spec and write plan and repositories to ``directory``, all or nothing.
 
-    Raises InputError for what is wrong with the spec or the directory, and InfeasiblePlanError when no
-    placement keeps the SLOs.
+    ``exact`` asks for the least power there is, in small cases. Raises InputError for what is wrong with the
+    spec or the directory or too large for that, and InfeasiblePlanError when no placement keeps the SLOs.
     """
     check_directory(directory)
-    planned = plan_spec(spec_file, on_progress)
+    planned = plan_spec(spec_file, on_progress, exact=exact)
     _report(on_progress, f"writing {directory}")
     write_directory(directory, planned.files)
     return planned.plan
 
 
-def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Planned:
+def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None, *, exact: bool = False) -> Planned:
     """Plan without writing; raises as ``generate`` does."""
     spec = spec_file.spec
     with _blamed_on(f"{spec_file.path}: cluster"):
@@ -64,10 +66,20 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
             source = load_source(model.source, spec_file.path.parent)
             check_engine(model, spec)
             check_weights(model, source, spec_file)
-            staged.append(stage_model(model, source, parts, spec.cluster.link_gbs))
+            staged.append(
+                stage_model(
+                    model,
+                    source,
+                    parts,
+                    spec.cluster.link_gbs,
+                    tensor_parallel=spec.serving.target is Target.NGC,
+                )
+            )
             check_batching(staged[-1])
     _report(on_progress, f"placing {sum(len(m.partitions) for m in staged)} partitions on {len(slots)} GPUs")
-    placement = place([model.demand for model in staged], slots)
+    placement = place(
+        [model.demand for model in staged], slots, objective=spec.objective, seed=spec.seed, exact=exact
+    )
     if not placement.score.feasible:
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)

@@ -30,8 +30,13 @@ _PIPED_COLUMNS = 160
     type=click.Choice([target.value for target in Target]),
     help="Which Triton serves: any with the Python backend, or NVIDIA's NGC containers. Replaces the spec's.",
 )
+@click.option(
+    "--exact", is_flag=True, help="The least power there is, not a search for it. Small cases only."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(spec: Path, output: Path, seed: int | None, target: str | None, as_json: bool) -> None:
+def command(
+    spec: Path, output: Path, seed: int | None, target: str | None, exact: bool, as_json: bool
+) -> None:
     """Plan SPEC and write plan.json and one Triton model repository for each node."""
     # Imported here because it brings gRPC along, which --help has no use for.
     from muplan.pipeline import generate
@@ -40,7 +45,7 @@ def command(spec: Path, output: Path, seed: int | None, target: str | None, as_j
         click.echo(f"muplan: {sentence}", err=True)
 
     spec_file = read_spec(spec, seed=seed, target=Target(target) if target else None)
-    plan = generate(spec_file, output, on_progress)
+    plan = generate(spec_file, output, on_progress, exact=exact)
     if as_json:
         click.echo(json.dumps(summary_document(plan, output), indent=2))
         return
