@@ -129,6 +129,9 @@ class EngineSpec(_Section):
         description="What vllm loads: a Hugging Face id, or the absolute path of a directory on the node; "
         "default: the id in source hf:ID.",
     )
+    tensor_parallel: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        default="auto", description="GPUs that each vllm engine is cut over; auto: 1, 2, 4 or 8."
+    )
     slots: Annotated[int, Field(ge=1, le=1024)] = 8
     queue_limit: Annotated[int, Field(ge=1, le=10_000_000)] = 1024
     answers: str | None = Field(
@@ -159,6 +162,9 @@ class ModelSpec(_Section):
         default=0.99, description="Share of requests that must meet the limit."
     )
     load: LoadSpec
+    replicas: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        default="auto", description="Instances, each on GPUs of its own; auto: as many as pay, up to 4."
+    )
     partitions: Literal["auto"] | Count = Field(
         default="auto", description="Parts a single-pass model is cut into; auto: as many as pay off."
     )
@@ -265,7 +271,10 @@ class Spec(_Section):
 
     cluster: ClusterSpec
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
-    objective: Literal["energy"] = "energy"
+    objective: Literal["energy", "latency"] = Field(
+        default="energy",
+        description="energy: the least power that keeps every SLO; latency: the least latency at top clocks.",
+    )
     partitioning: PartitioningSpec = PartitioningSpec()
     predictor: PredictorSpec = PredictorSpec()
     serving: ServingSpec = ServingSpec()

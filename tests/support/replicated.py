@@ -66,7 +66,9 @@ def write_spec(directory: Path, models: Sequence[Mapping[str, Any]], **changes: 
 
 def staged_models(spec_file: SpecFile) -> tuple[StagedModel, ...]:
     """The models of the spec as the planner cuts them."""
-    parts = {slot.part.name: slot.part for slot in cluster_slots(spec_file.spec.cluster)}
+    parts = {
+        slot.part.name: slot.part for slot in cluster_slots(spec_file.spec.cluster, spec_file.path.parent)
+    }
     return tuple(
         stage_model(
             model,
