@@ -24,7 +24,8 @@ def command(plan: Path, models: tuple[str, ...], gpus: tuple[str, ...], as_json:
     """
     # Imported here because they bring NumPy and rich along, which --help has no use for.
     from muplan.console import plan_console
-    from muplan.explanation import explain_plan, select
+    from muplan.explain import explain_plan
+    from muplan.explanation import select
     from muplan.explanation_tables import explanation_tables
 
     directory = plan if plan.is_dir() else plan.parent

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from muplan.explanation import Explanation, GpuExplanation, ModelExplanation, Resident, explain_plan
+from muplan.explain import explain_plan
+from muplan.explanation import Explanation, GpuExplanation, ModelExplanation, Resident
 from muplan.report.plan_plots import power_plot, sensitivity_plot
 from muplan.report.template import Tile, render
 from muplan.staging import StagedModel

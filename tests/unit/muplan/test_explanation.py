@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from muplan.cli import main
-from muplan.explanation import Explanation, explain_plan, select
+from muplan.explain import explain_plan
+from muplan.explanation import Explanation, select
 from muplan.pipeline import plan_spec
 from muplan.spec import SpecFile, parse_spec
 from muserve.errors import InputError
