@@ -27,6 +27,8 @@ def deployments(demand: Demand) -> tuple[Deployment, ...]:
         Deployment(replicas=count, degree=degree)
         for degree in _shardings(demand)
         for count in demand.replica_counts
+        # Triton's vLLM backend cannot place the GPUs of several tensor parallel instances.
+        if degree == 1 or count == demand.replica_counts[0]
     ]
     return tuple(sorted(ways, key=lambda way: (way.replicas * way.degree, way.replicas)))
 

@@ -53,7 +53,7 @@ def _residents_table(gpus: Sequence[GpuExplanation]) -> Table:
     table = _table(
         "Who sits where",
         left=("GPU", "partition"),
-        right=("k", "range", "busy", "power", "memory", "would do with"),
+        right=("k", "range", "basis", "busy", "power", "memory", "would do with"),
         caption="k: share of the time that follows the clock. Would do with: the lowest clock, from the knee "
         "up, that keeps the model's SLO. * sets the clock.",
     )
@@ -66,6 +66,7 @@ def _residents_table(gpus: Sequence[GpuExplanation]) -> Table:
                     _phase(law, resident.laws) + f"{law.sensitivity.value:.2f}" for law in resident.laws
                 ),
                 "\n".join(f"{law.sensitivity.low:.2f}-{law.sensitivity.high:.2f}" for law in resident.laws),
+                "\n".join(law.sensitivity.basis.value for law in resident.laws),
                 f"{resident.busy_share:.1%}",
                 f"{resident.power_w:.1f} W",
                 f"{resident.memory_bytes / 1e9:.1f} GB",
@@ -128,7 +129,7 @@ def _closing(explanation: Explanation) -> Text:
         f"Predicted power of all GPUs {explanation.power_w:.1f} W, at default clocks "
         f"{explanation.default_clock_power_w:.1f} W ({saved:.0%} less). Sharing clocks costs "
         f"{explanation.mixing_price_w:.1f} W.\n"
-        "Everything here is predicted from the plan, nothing is measured."
+        "Everything here is predicted from the plan, nothing was observed in service."
     )
 
 

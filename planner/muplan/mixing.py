@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from muplan.group import Group
 from muplan.placement import SLO_GUARD
@@ -31,9 +32,11 @@ class MixingPrice:
     own_clocks_mhz: dict[str, int]
 
 
-def mixing_prices(plan: Plan, *, guard: float = SLO_GUARD) -> dict[str, MixingPrice]:
-    """The price on every GPU of ``plan`` that has work, by the GPU's name."""
-    model, assignment, clocks_mhz = cluster_from_plan(plan, slo_share=guard)
+def mixing_prices(
+    plan: Plan, *, guard: float = SLO_GUARD, parts_dir: Path | None = None
+) -> dict[str, MixingPrice]:
+    """The price on every GPU of ``plan`` that has work, by the GPU's name; parts as ``slots_from_plan``."""
+    model, assignment, clocks_mhz = cluster_from_plan(plan, slo_share=guard, parts_dir=parts_dir)
     prices = {}
     for group in model.groups(assignment):
         clocks = {gpu: clocks_mhz[gpu] for gpu in group.residents}

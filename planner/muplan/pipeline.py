@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from muplan.assembly import assemble_plan, cluster_slots, part_files
@@ -20,7 +21,7 @@ from muplan.repository.artefacts import artefacts
 from muplan.repository.batching import check_batching
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
-from muplan.spec import SpecFile
+from muplan.spec import SpecFile, Target
 from muplan.spec_paths import (
     check_engine,
     check_model_paths,
@@ -31,6 +32,7 @@ from muplan.spec_paths import (
 )
 from muplan.staging import StagedModel, stage_model
 from muserve.errors import InputError
+from muserve.gpu.parts import PARTS_DIR
 from muserve.plan import Plan
 
 # Called with one short sentence before each step that may take a moment.
@@ -47,27 +49,30 @@ class Planned:
 
 
 def generate(
-    spec_file: SpecFile, directory: Path, on_progress: Progress | None = None, *, report: bool = False
+    spec_file: SpecFile,
+    directory: Path,
+    on_progress: Progress | None = None,
+    *,
+    exact: bool = False,
+    report: bool = False,
 ) -> Plan:
     """Plan the spec and write plan and repositories to ``directory``, all or nothing.
 
-    With ``report`` also ``report.html``, which needs the packages of ``muplan.report.plan_page``.
-    Raises InputError for what is wrong with the spec or the directory, and InfeasiblePlanError when no
-    placement keeps the SLOs.
+    ``exact`` asks for the least power there is, in small cases; ``report`` for ``report.html`` too, which
+    needs the packages of ``muplan.report.plan_page``. Raises InputError for what is wrong with the spec or
+    the directory or too large for that, and InfeasiblePlanError when no placement keeps the SLOs.
     """
     check_directory(directory)
-    planned = plan_spec(spec_file, on_progress)
+    planned = plan_spec(spec_file, on_progress, exact=exact)
     files = planned.files
     if report:
-        _tell(on_progress, f"drawing {REPORT_FILE}")
-        page = plan_page(planned.plan, planned.staged, {})
-        files = {**files, PurePosixPath(REPORT_FILE): page}
+        files = {**files, PurePosixPath(REPORT_FILE): partial(_draw, planned, on_progress)}
     _tell(on_progress, f"writing {directory}")
     write_directory(directory, files)
     return planned.plan
 
 
-def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Planned:
+def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None, *, exact: bool = False) -> Planned:
     """Plan without writing; raises as ``generate`` does."""
     spec = spec_file.spec
     with _blamed_on(f"{spec_file.path}: cluster"):
@@ -86,16 +91,33 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
             source = with_profile(model, source, spec_file, parts)
             check_engine(model, spec_file)
             check_weights(model, source, spec_file)
-            staged.append(stage_model(model, source, parts, spec.cluster.link_gbs, weights))
+            staged.append(
+                stage_model(
+                    model,
+                    source,
+                    parts,
+                    spec.cluster.link_gbs,
+                    weights,
+                    tensor_parallel=spec.serving.target is Target.NGC,
+                )
+            )
             check_batching(staged[-1])
     _check_names(spec_file, staged)
     _tell(on_progress, f"placing {sum(len(m.partitions) for m in staged)} partitions on {len(slots)} GPUs")
-    placement = place([model.demand for model in staged], slots)
+    placement = place(
+        [model.demand for model in staged], slots, objective=spec.objective, seed=spec.seed, exact=exact
+    )
     if not placement.score.feasible:
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)
     files = artefacts(plan, staged, spec_file) | part_files(slots)
     return Planned(plan=plan, staged=tuple(staged), files=files)
+
+
+def _draw(planned: Planned, on_progress: Progress | None, file: Path) -> None:
+    """The page needs the part files of the plan: in the order of their names they are written before it."""
+    _tell(on_progress, f"drawing {REPORT_FILE}")
+    file.write_bytes(plan_page(planned.plan, planned.staged, {}, file.parent / PARTS_DIR))
 
 
 def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from muplan.deployment import Deployment, replica_demand
 from muplan.operating import ClusterModel
@@ -24,9 +25,12 @@ class PlacedReplica:
     gpus: tuple[str, ...]
 
 
-def slots_from_plan(plan: Plan) -> tuple[Slot, ...]:
-    """Every GPU of the plan, in its order; InputError for a part the catalogue does not have."""
-    parts = {gpu.part: load_part(gpu.part) for gpu in plan.gpus}
+def slots_from_plan(plan: Plan, parts_dir: Path | None = None) -> tuple[Slot, ...]:
+    """Every GPU of the plan, in its order; InputError for a part that nobody knows.
+
+    ``parts_dir`` has the part files beside the plan, for parts that the catalogue does not have.
+    """
+    parts = {gpu.part: load_part(gpu.part, parts_dir) for gpu in plan.gpus}
     return tuple(
         Slot(name=gpu.name, node=gpu.node, index=gpu.index, part=parts[gpu.part], virtual=gpu.virtual)
         for gpu in plan.gpus
@@ -52,13 +56,13 @@ def replicas_from_plan(plan: Plan) -> tuple[PlacedReplica, ...]:
 
 
 def cluster_from_plan(
-    plan: Plan, *, slo_share: float = 1.0
+    plan: Plan, *, slo_share: float = 1.0, parts_dir: Path | None = None
 ) -> tuple[ClusterModel, dict[StageKey, int], tuple[int, ...]]:
     """The model of the plan's cluster, one demand per replica, with the plan's assignment and clocks.
 
     ``slo_share`` is the share of each SLO that requests may use up.
     """
-    slots, replicas = slots_from_plan(plan), replicas_from_plan(plan)
+    slots, replicas = slots_from_plan(plan, parts_dir), replicas_from_plan(plan)
     position = {slot.name: number for number, slot in enumerate(slots)}
     demands = [replace(replica.demand, slo_ms=replica.demand.slo_ms * slo_share) for replica in replicas]
     assignment = {

@@ -36,8 +36,8 @@ SCHEMA_FILE = Path(__file__).with_name("spec.schema.json")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 HIGHEST_CV = 50.0
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 Count = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -79,7 +79,9 @@ class ClusterSpec(_Section):
     """The machines, and how fast a tensor moves between two GPUs of one of them."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
-    link_gbs: Positive = Field(default=12.0, description="GB/s between two GPUs; PCIe 3 x16 gives 12.")
+    link_gbs: Annotated[float, Field(ge=0.001, le=1e6)] = Field(
+        default=12.0, description="GB/s between two GPUs; PCIe 3 x16 gives 12."
+    )
 
     @model_validator(mode="after")
     def _distinct_nodes(self) -> Self:
@@ -144,6 +146,9 @@ class EngineSpec(_Section):
         description="What vllm loads: a Hugging Face id, or the absolute path of a directory on the node; "
         "default: the id in source hf:ID.",
     )
+    tensor_parallel: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        default="auto", description="GPUs that each vllm engine is cut over; auto: 1, 2, 4 or 8."
+    )
     slots: Annotated[int, Field(ge=1, le=1024)] = 8
     queue_limit: Annotated[int, Field(ge=1, le=10_000_000)] = 1024
     answers: str | None = Field(
@@ -174,6 +179,9 @@ class ModelSpec(_Section):
         default=0.99, description="Share of requests that must meet the limit."
     )
     load: LoadSpec
+    replicas: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        default="auto", description="Instances, each on GPUs of its own; auto: as many as pay, up to 4."
+    )
     partitions: Literal["auto"] | Count = Field(
         default="auto", description="Parts a single-pass model is cut into; auto: as many as pay off."
     )
@@ -261,19 +269,19 @@ class ServingSpec(_Section):
 class PartitioningSpec(_Section):
     """What weighs how much when the planner cuts a model; the terms are those of ``muplan.partition``."""
 
-    unlikeness: NonNegative = Field(
+    unlikeness: Weight = Field(
         default=DEFAULT_WEIGHTS.unlikeness,
         description="Spread of clock sensitivity k within a part: time-weighted variance.",
     )
-    imbalance: NonNegative = Field(
+    imbalance: Weight = Field(
         default=DEFAULT_WEIGHTS.imbalance,
         description="Unevenness of the parts: squared distance of their shares of the time from equal ones.",
     )
-    transfer: NonNegative = Field(
+    transfer: Weight = Field(
         default=DEFAULT_WEIGHTS.transfer,
         description="Time to send what crosses a cut over the link, as a share of the model's time.",
     )
-    cut: NonNegative = Field(
+    cut: Weight = Field(
         default=DEFAULT_WEIGHTS.cut,
         description="Cost of each cut. At 0.02 two equal halves are parted when their k differ by 0.28.",
     )
@@ -284,7 +292,10 @@ class Spec(_Section):
 
     cluster: ClusterSpec
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
-    objective: Literal["energy"] = "energy"
+    objective: Literal["energy", "latency"] = Field(
+        default="energy",
+        description="energy: the least power that keeps every SLO; latency: the least latency at top clocks.",
+    )
     partitioning: PartitioningSpec = PartitioningSpec()
     predictor: PredictorSpec = PredictorSpec()
     serving: ServingSpec = ServingSpec()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from muplan.deployment_choices import rounded_law, with_replica_counts, with_shardings
 from muplan.partition import DEFAULT_WEIGHTS, CutWeights, choose_cuts, cut_plans
 from muplan.profile import profiled
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
@@ -69,13 +70,17 @@ def stage_model(
     parts: Mapping[str, Part],
     link_gbs: float,
     weights: CutWeights = DEFAULT_WEIGHTS,
+    *,
+    tensor_parallel: bool = False,
 ) -> StagedModel:
     """Profile and cut one model for GPUs of the given ``parts``.
 
     Cuts are chosen by the times on the first of them and so that every partition fits into the largest: a
-    model that fits one GPU of the cluster whole need not be cut for the others. Raises InputError, naming
-    the key, when kind or sizes do not suit the source, when a partition is too large for every GPU, or
-    when the SLO is below the isolated latency.
+    model that fits one GPU of the cluster whole need not be cut for the others. ``tensor_parallel``:
+    whether the engine of a generative model can be cut over several GPUs.
+
+    Raises InputError, naming the key, when kind or sizes do not suit the source, when a partition is
+    too large for every GPU, or when the SLO is below the isolated latency.
     """
     if source.kind is not spec.kind:
         raise InputError(f"kind: {spec.source} is {source.kind.value}, got {spec.kind.value}")
@@ -88,8 +93,6 @@ def stage_model(
         cuts, operators = (), _llm_operators(spec, source, next(iter(parts.values())))
     if source.profile is not None:
         partitions, growth = _profiled(spec, source, source.profile, partitions, growth)
-    for partition in partitions:
-        _check_memory(spec, partition, parts)
     assert spec.load.rate_rps is not None, "a trace has been read by now"
     demand = Demand(
         name=spec.name,
@@ -104,17 +107,15 @@ def stage_model(
         slots=spec.token_engine.slots if source.llm else 1,
         decode_growth_ms=growth,
     )
+    demand = with_replica_counts(spec, demand)
+    if tensor_parallel and source.llm is not None:
+        demand = with_shardings(spec, source.llm, demand, parts, link_gbs, CONTEXT_BYTES)
+    for stage in demand.stages:
+        _check_memory(spec, stage, parts)
     demand = _with_slo(spec, demand, parts)
     return StagedModel(
         spec=spec, source=source, demand=demand, partitions=partitions, cuts=cuts, operators=operators
     )
-
-
-def rounded_law(law: TimeLaw) -> TimeLaw:
-    """``law`` with digits that do not depend on the Python version: a nanosecond, a millionth of ``k``."""
-    k = law.sensitivity
-    sensitivity = replace(k, value=round(k.value, 6), low=round(k.low, 6), high=round(k.high, 6))
-    return replace(law, latency_ms=round(law.latency_ms, 6), sensitivity=sensitivity)
 
 
 def isolated_latency_ms(demand: Demand, parts: Mapping[str, Part]) -> tuple[float, str]:
@@ -296,12 +297,12 @@ def _profiled(
     ), profiled_growth
 
 
-def _check_memory(spec: ModelSpec, partition: Partition, parts: Mapping[str, Part]) -> None:
+def _check_memory(spec: ModelSpec, stage: Stage, parts: Mapping[str, Part]) -> None:
     largest = max(parts.values(), key=lambda part: part.memory_bytes)
-    if partition.stage.memory_bytes <= largest.memory_bytes:
+    if stage.memory_bytes <= largest.memory_bytes:
         return
     advice = "fewer slots or a larger GPU" if spec.kind is ModelKind.GENERATIVE else "more partitions"
     raise InputError(
-        f"{partition.stage.name} needs {partition.stage.memory_bytes / 1e9:.1f} GB on one GPU and the "
+        f"{stage.name} needs {stage.memory_bytes / 1e9:.1f} GB on one GPU and the "
         f"largest here, {largest.name}, has {largest.memory_bytes / 1e9:.1f} GB: expected {advice}"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from muserve.gpu.parts import PARTS_DIR
 from muserve.plan import read_plan
 
 
@@ -23,10 +24,12 @@ def command(plan: Path, models: tuple[str, ...], gpus: tuple[str, ...], as_json:
     """
     # Imported here because they bring NumPy and rich along, which --help has no use for.
     from muplan.console import plan_console
-    from muplan.explanation import explain_plan, select
+    from muplan.explain import explain_plan
+    from muplan.explanation import select
     from muplan.explanation_tables import explanation_tables
 
-    explanation = select(explain_plan(read_plan(plan)), models, gpus)
+    directory = plan if plan.is_dir() else plan.parent
+    explanation = select(explain_plan(read_plan(plan), directory / PARTS_DIR), models, gpus)
     if as_json:
         click.echo(json.dumps(asdict(explanation), indent=2))
     else:

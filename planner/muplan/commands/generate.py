@@ -30,10 +30,19 @@ _PIPED_COLUMNS = 160
     type=click.Choice([target.value for target in Target]),
     help="Which Triton serves: any with the Python backend, or NVIDIA's NGC containers. Replaces the spec's.",
 )
+@click.option(
+    "--exact", is_flag=True, help="The least power there is, not a search for it. Small cases only."
+)
 @click.option("--no-report", is_flag=True, help="Do not draw report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
-    spec: Path, output: Path, seed: int | None, target: str | None, no_report: bool, as_json: bool
+    spec: Path,
+    output: Path,
+    seed: int | None,
+    target: str | None,
+    exact: bool,
+    no_report: bool,
+    as_json: bool,
 ) -> None:
     """Plan SPEC and write plan.json, report.html and one Triton model repository for each node.
 
@@ -51,7 +60,7 @@ def command(
         on_progress(f"no {REPORT_FILE}, which needs {' and '.join(missing)}: pip install 'muserve[demo]'")
     drawn = not no_report and not missing
     spec_file = read_spec(spec, seed=seed, target=Target(target) if target else None)
-    plan = generate(spec_file, output, on_progress, report=drawn)
+    plan = generate(spec_file, output, on_progress, exact=exact, report=drawn)
     if as_json:
         click.echo(json.dumps(summary_document(plan, output), indent=2))
         return

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Literal
 
 from muplan.placement.costs import GroupCosts, latency_shares, watts
+from muplan.placement.exact import exact_search
 from muplan.placement.pools import search_cluster, usual_effort
 from muplan.placement.result import Placement, Score, placement_of
 from muplan.placement.search import Effort, Found
@@ -37,15 +38,19 @@ def place(
     guard: float = SLO_GUARD,
     objective: Objective = "energy",
     seed: int = 0,
+    exact: bool = False,
 ) -> Placement:
     """The best placement found; ``score.feasible`` tells whether it keeps every SLO.
 
     ``energy`` minimises power, ``latency`` the mean latency as a share of the SLO at the top clocks.
-    ``slots`` must not be empty and names must be distinct. An infeasible result is the least bad one.
+    ``slots`` must not be empty and names must be distinct. An infeasible result is the least bad one. With
+    ``exact`` it is the best there is, and InputError is raised when the case is too large for that.
     """
     models, gpus = _in_order(demands, slots)
     costs = group_costs(models, gpus, guard=guard, objective=objective)
-    found = search_cluster(costs, usual_effort(len(models)), seed)
+    found = exact_search(costs) if exact else None
+    if found is None:
+        found = search_cluster(costs, usual_effort(len(models)), seed)
     return placement_of(
         models, slots, _on(found, gpus, slots), guard=guard, at_top_clocks=objective == "latency"
     )

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from muplan.placement.costs import Cost
-from muplan.placement.layout import Layout, Spot
+from muplan.placement.layout import NOWHERE, Layout, Spot
 from muplan.placement.units import Homes, Way
 from muplan.workload import StageKey
 
@@ -66,8 +66,7 @@ class Inserter:
                 best = priced
         if best is None or best[0][:2] > (0, 0):
             best = last_resort
-        assert best is not None, "a pool has at least one GPU"
-        self._layout.put(model, best[1])
+        self._layout.put(model, NOWHERE if best is None else best[1])
 
     def _is_shunned(self, gpu: int, shunned: frozenset[int], empty_shunned: set[int]) -> bool:
         if gpu in self._layout.residents:

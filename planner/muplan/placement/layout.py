@@ -15,10 +15,16 @@ from muplan.workload import StageKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spot:
-    """Where a model is: the number of its way, and the GPUs of every stage of every replica."""
+    """Where a model is: the number of its way, and the GPUs of every stage of every replica.
+
+    A model for which no node has enough GPUs has no ``homes``; its whole memory counts as missing.
+    """
 
     way: int
     homes: Homes
+
+
+NOWHERE = Spot(way=0, homes=())
 
 
 class Layout:
@@ -73,6 +79,9 @@ class Layout:
         """Place a model that is not placed."""
         assert self.spots[model] is None, "a model is placed once"
         self.spots[model] = spot
+        if not spot.homes:
+            self._add((self._memory_bytes(model), 0, 0), sign=1)
+            return
         for key, gpu in self._keys(model, spot):
             self.residents[gpu] = (*self.residents.get(gpu, ()), key)
         self._judge({gpu for homes in spot.homes for gpu in homes})
@@ -82,6 +91,9 @@ class Layout:
         spot = self.spots[model]
         assert spot is not None, "only a placed model can be taken"
         self.spots[model] = None
+        if not spot.homes:
+            self._add((self._memory_bytes(model), 0, 0), sign=-1)
+            return spot
         for key, gpu in self._keys(model, spot):
             left = tuple(other for other in self.residents[gpu] if other != key)
             if left:
@@ -95,6 +107,9 @@ class Layout:
         """Models with a stage on any of ``gpus``, ascending."""
         owners = self.costs.units.owner
         return sorted({owners[unit] for gpu in gpus for unit, _ in self.residents.get(gpu, ())})
+
+    def _memory_bytes(self, model: int) -> int:
+        return sum(stage.memory_bytes for stage in self.costs.units.models[model].stages)
 
     def _keys(self, model: int, spot: Spot) -> Iterable[tuple[StageKey, int]]:
         units = self.costs.units.ways[model][spot.way].units

@@ -53,7 +53,7 @@ class Placement:
     @property
     def gpu_of(self) -> dict[str, str]:
         """The first GPU of each stage's first replica, by the name of the stage."""
-        return {stage: replicas[0][0] for stage, replicas in self.replicas.items()}
+        return {stage: replicas[0][0] for stage, replicas in self.replicas.items() if replicas}
 
 
 def placement_of(
@@ -70,7 +70,8 @@ def placement_of(
     """
     units = Units(demands)
     chosen = [ways[spot.way] for ways, spot in zip(units.ways, found.spots, strict=True)]
-    placed = [units.demands[unit] for way in chosen for unit in way.units]
+    homed = [way.units[: len(spot.homes)] for way, spot in zip(chosen, found.spots, strict=True)]
+    placed = [units.demands[unit] for replicas in homed for unit in replicas]
     homes = [home for spot in found.spots for home in spot.homes]
     assignment: dict[StageKey, int] = {
         (number, stage): gpu for number, home in enumerate(homes) for stage, gpu in enumerate(home)
@@ -91,7 +92,7 @@ def placement_of(
     positions = range(len(slots))
     point = exact.point(assignment, [clock_of[gpu] for gpu in positions])
     default = exact.point(assignment, [slot.part.top_clock_mhz for slot in slots])
-    owners = [model for model, way in enumerate(chosen) for _ in way.units]
+    owners = [model for model, replicas in enumerate(homed) for _ in replicas]
     return Placement(
         demands=tuple(demands),
         deployments=tuple(way.deployment for way in chosen),
@@ -104,11 +105,16 @@ def placement_of(
 
 
 def _by_model(point: Point, owners: Sequence[int], models: int) -> Point:
-    """The same point with the attainment of each model: the mean over its replicas, which share its load."""
+    """The same point with the attainment of each model: the mean over its replicas, which share its load.
+
+    A model without any has 0.
+    """
     met: list[list[float]] = [[] for _ in range(models)]
     for owner, attainment in zip(owners, point.attainment, strict=True):
         met[owner].append(attainment)
-    return replace(point, attainment=tuple(math.fsum(values) / len(values) for values in met))
+    return replace(
+        point, attainment=tuple(math.fsum(values) / len(values) if values else 0.0 for values in met)
+    )
 
 
 def _replicas(

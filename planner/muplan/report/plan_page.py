@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
-from muplan.explanation import Explanation, GpuExplanation, ModelExplanation, Resident, explain_plan
+from muplan.explain import explain_plan
+from muplan.explanation import Explanation, GpuExplanation, ModelExplanation, Resident
 from muplan.report.plan_plots import power_plot, sensitivity_plot
 from muplan.report.template import Tile, render
 from muplan.staging import StagedModel
-from muserve.gpu.parts import load_part
-from muserve.plan import Plan
+from muserve.plan import Basis, Plan
 
 REPORT_FILE = "report.html"
 
@@ -25,8 +26,6 @@ _MOST_GPUS = 48
 _CALM, _BOUND = (61, 111, 182), (217, 131, 36)
 
 _NOTES = (
-    "Everything on this page is predicted by the planner's models; nothing was measured on a device. Times "
-    "come from a roofline of every operator, power from the part's curves, waiting from queueing formulas.",
     "Power is the average of all GPUs over the spec's load, idle time and parked GPUs included.",
     "Headroom is the share of the SLO beyond the shortest limit that the plan's clocks would still keep.",
     "The price of sharing is what a GPU pays because its residents share one clock, set by the one that "
@@ -39,12 +38,18 @@ def missing_packages() -> tuple[str, ...]:
     return tuple(name for name in _NEEDED if find_spec(name) is None)
 
 
-def plan_page(plan: Plan, staged: Sequence[StagedModel], baselines_w: Mapping[str, float]) -> bytes:
+def plan_page(
+    plan: Plan,
+    staged: Sequence[StagedModel],
+    baselines_w: Mapping[str, float],
+    parts_dir: Path | None = None,
+) -> bytes:
     """The page of ``plan``, self-contained; its bytes depend on the arguments and the drawing library alone.
 
-    ``baselines_w`` is the predicted power of other ways to run the same load, besides default clocks.
+    ``baselines_w`` is the predicted power of other ways to run the same load, besides default clocks;
+    ``parts_dir`` as in ``explain_plan``.
     """
-    explanation = explain_plan(plan)
+    explanation = explain_plan(plan, parts_dir)
     gpus = sorted(explanation.gpus, key=lambda gpu: gpu.parked)[:_MOST_GPUS]
     power_w = {"plan": plan.predicted_power_w, "default clocks": plan.default_clock_power_w, **baselines_w}
     page = render(
@@ -58,10 +63,25 @@ def plan_page(plan: Plan, staged: Sequence[StagedModel], baselines_w: Mapping[st
         cuts=[(model.name, cut) for model in explanation.models for cut in model.cuts],
         strips=[sensitivity_plot(model) for model in staged[:_MOST_MODELS]],
         more_strips=max(0, len(staged) - _MOST_MODELS),
-        notes=_NOTES,
+        notes=[_origin(plan), *_NOTES],
         setup=_setup(plan),
     )
     return page.encode()
+
+
+def _origin(plan: Plan) -> str:
+    """Where the predictions come from."""
+    measured = [
+        partition.name
+        for model in plan.models
+        for partition in model.partitions
+        if any(law.basis is Basis.MEASURED for law in partition.laws)
+    ]
+    profiles = f"; those of {', '.join(measured)} from measured profiles" if measured else ""
+    return (
+        f"Times come from a roofline of every operator{profiles}, power from the part's curves, waiting from "
+        "queueing formulas."
+    )
 
 
 def _tiles(explanation: Explanation) -> list[Tile]:
@@ -95,8 +115,7 @@ def _tiles(explanation: Explanation) -> list[Tile]:
 
 
 def _card(gpu: GpuExplanation) -> dict[str, object]:
-    part = load_part(gpu.part)
-    top_mhz = part.top_clock_mhz
+    top_mhz = gpu.default_clock_mhz
     return {
         "name": gpu.name,
         "part": f"{gpu.part} (virtual)" if gpu.virtual else gpu.part,
@@ -105,7 +124,7 @@ def _card(gpu: GpuExplanation) -> dict[str, object]:
         "power": f"{gpu.power_w:.0f} W",
         "default_power": f"{gpu.default_clock_power_w:.0f} W at the default clock",
         "bars": [
-            ("clock", gpu.clock_mhz / top_mhz, f"{gpu.clock_mhz} of {top_mhz} MHz", part.knee_mhz / top_mhz),
+            ("clock", gpu.clock_mhz / top_mhz, f"{gpu.clock_mhz} of {top_mhz} MHz", gpu.knee_mhz / top_mhz),
             ("busy", gpu.busy_share, f"{gpu.busy_share:.0%}", None),
             (
                 "memory",

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from muplan.cli import main
-from muplan.explanation import Explanation, explain_plan, select
+from muplan.explain import explain_plan
+from muplan.explanation import Explanation, select
 from muplan.pipeline import plan_spec
 from muplan.spec import SpecFile, parse_spec
 from muserve.errors import InputError
@@ -122,7 +123,7 @@ def test_tables_fit_120_columns_and_name_everything(plan: Plan, tmp_path: Path) 
         for cut in model.cuts:
             assert cut.after_operator in result.stdout
     assert f"all GPUs {plan.predicted_power_w:.1f} W" in result.stdout
-    assert "nothing is measured" in result.stdout
+    assert "nothing was observed in service" in result.stdout
 
 
 def test_a_model_is_shown_with_its_gpus_and_a_gpu_with_its_models(plan: Plan, tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2
 
+from muplan.cli import main
 from muplan.pipeline import generate, plan_spec
 from muplan.repository.directory import REPOSITORY_NAME, read_manifest
 from muplan.repository.model_config import parse_config
@@ -287,8 +289,11 @@ class TestOtherSpecs:
     ) -> None:
         own_part(tmp_path / "profiles" / "mine.json")
         gpus = [{"part": "profiles/mine.json", "virtual": True}, {"part": "T4", "virtual": True}]
-        generate(spec_file(tmp_path, bert(), gpus=gpus), tmp_path / "out")
+        generate(spec_file(tmp_path, bert(), gpus=gpus), tmp_path / "out", report=True)
         (tmp_path / "profiles" / "mine.json").unlink()
+        assert "my-v100" in (tmp_path / "out" / "report.html").read_text()
+        explained = CliRunner().invoke(main, ["explain", str(tmp_path / "out" / "plan.json")])
+        assert "my-v100" in explained.stdout
         monkeypatch.setenv("MUSERVE_VGPU_DIR", str(tmp_path / "elsewhere"))
         fleet = open_fleet(tmp_path / "out", "n")
         assert [part.name for part in fleet.parts.values()] == ["my-v100", "T4"]

@@ -20,7 +20,7 @@ from muplan.report.plan_page import REPORT_FILE, plan_page
 from muplan.report.plan_plots import merged
 from muplan.repository.directory import read_manifest
 from muplan.spec import read_spec
-from muserve.plan import PartitionPlan, Plan
+from muserve.plan import Basis, PartitionPlan, Plan
 from sample_plans import sample_gpu, sample_model, sample_partition, sample_plan
 
 QUICKSTART = Path(__file__).parents[3] / "examples" / "quickstart.yaml"
@@ -48,6 +48,16 @@ def test_the_page_names_everything_and_says_that_it_is_predicted(planned: Planne
     assert f"{plan.default_clock_power_w:.0f} to {plan.predicted_power_w:.0f} W, predicted" in page
     assert "Everything here is predicted." in page
     assert page.count('alt="Sensitivity of ') == len(plan.models)
+
+
+def test_measured_laws_are_told_apart(planned: Planned, page: str) -> None:
+    assert "measured profiles" not in page
+    first, *others = planned.plan.models
+    laws = tuple(replace(law, basis=Basis.MEASURED) for law in first.partitions[0].laws)
+    partitions = (replace(first.partitions[0], laws=laws), *first.partitions[1:])
+    plan = replace(planned.plan, models=(replace(first, partitions=partitions), *others))
+    text = plan_page(plan, (), {}).decode()
+    assert f"those of {first.partitions[0].name} from measured profiles" in text
 
 
 def test_the_page_needs_nothing_else(page: str) -> None:
