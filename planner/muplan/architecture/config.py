@@ -65,8 +65,8 @@ def parse_generative(
         raise InputError(f"{source}: model_type: expected one of {known}, got {config.get('model_type')!r}")
     if config.get("quantization_config"):
         raise InputError(
-            f"{source}: quantization_config: expected 16 bit weights, for how quantised ones follow the clock "
-            "is not modelled"
+            f"{source}: quantization_config: expected 16 bit weights, for how much quantised ones follow the "
+            "clock is not modelled"
         )
     try:
         return _ADAPTER.validate_python(config).architecture()

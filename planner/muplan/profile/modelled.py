@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from muplan.profile.buckets import Work
 from muplan.profile.operators import OperatorCost
-from muplan.profile.profile_file import PROFILE_VERSION, Bases, Bucket, Profile, Row, RuntimeVersion
+from muplan.profile.record import PROFILE_VERSION, Bases, Bucket, Profile, Row, RuntimeVersion
 from muplan.profile.roofline import EXPONENT, Efficiency, KernelTime, operator_time
 from muplan.sensitivity import sum_law
 from muplan.sources import LoadedModel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from muplan.profile.profile_file import Row, RuntimeVersion
+from muplan.profile.record import Row, RuntimeVersion
 from muplan.profile.shapes import infer_shapes
 from muserve import __version__
 from muserve.errors import InputError

@@ -17,14 +17,16 @@ import pytest
 from click.testing import CliRunner
 
 from muplan.cli import main
+from muplan.profile.bench import Bench, check_part, choose_clocks
 from muplan.profile.buckets import Sizes, Work, bucket_works
 from muplan.profile.journal import Journal
-from muplan.profile.measured import Bench, check_part, journal_identity, measured_profile
+from muplan.profile.measured import journal_identity, measured_profile
 from muplan.profile.modelled import ModelledRows
-from muplan.profile.profile_file import Profile, parse_profile, profile_bytes, read_profile
+from muplan.profile.profile_file import parse_profile, profile_bytes, read_profile
+from muplan.profile.record import Profile
 from muplan.profile.runtime import OnnxRuntime, VirtualRuntime
 from muplan.profile.stopwatch import Patience, read_workload
-from muplan.profile.targets import choose_clocks, even_cuts, targets
+from muplan.profile.targets import even_cuts, targets
 from muplan.sources import LoadedModel, load_source
 from muserve.errors import GpuError, GpuLostError, GpuPermissionError, InputError
 from muserve.gpu.parts import Part, load_part
