@@ -92,6 +92,20 @@ def open_session(
     return onnxruntime.InferenceSession(model.SerializeToString(), sess_options=options, providers=providers)
 
 
+def embed_weights(model: onnx.ModelProto, weights: Mapping[str, Array]) -> onnx.ModelProto:
+    """A copy of ``model`` with the arrays of ``weights`` as the data of its missing initialisers.
+
+    KeyError when a missing initialiser has no array.
+    """
+    from onnx import numpy_helper
+
+    whole = type(model)()
+    whole.CopyFrom(model)
+    for tensor in missing_weights(whole):
+        tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
+    return whole
+
+
 def _detach_data(
     model: onnx.ModelProto, weights: Mapping[str, Array]
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:

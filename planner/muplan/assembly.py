@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from muplan.deployment import Deployment, replica_demand
 from muplan.placement import Placement
 from muplan.spec import ClusterSpec, SpecFile
 from muplan.staging import Partition, StagedModel, isolated_latency_ms
@@ -72,7 +73,7 @@ def assemble_plan(
         spec_sha256=spec_file.sha256,
         seed=spec_file.spec.seed,
         objective=spec_file.spec.objective,
-        target="embedded",
+        target=spec_file.spec.serving.target.value,
         link_gbs=spec_file.spec.cluster.link_gbs,
         gpus=gpus,
         models=tuple(_model_plan(model, placement, slot_of) for model in staged),
@@ -117,17 +118,22 @@ def _model_plan(model: StagedModel, placement: Placement, slot_of: dict[str, Slo
         output_cv=demand.output_cv,
         slots=demand.slots,
         predicted_attainment=round(placement.point.attainment[names.index(demand.name)], 6),
-        cuts=(),
+        cuts=model.cuts,
         partitions=tuple(
-            _partition_plan(partition, demand, slot_of[placement.gpu_of[partition.stage.name]])
-            for partition in model.partitions
+            _partition_plan(partition, demand, placement, slot_of) for partition in model.partitions
         ),
     )
 
 
-def _partition_plan(partition: Partition, demand: Demand, slot: Slot) -> PartitionPlan:
+def _partition_plan(
+    partition: Partition, demand: Demand, placement: Placement, slot_of: dict[str, Slot]
+) -> PartitionPlan:
+    replicas = placement.replicas[partition.stage.name]
+    part = slot_of[replicas[0][0]].part.name
+    deployed = replica_demand(demand, Deployment(replicas=len(replicas), degree=len(replicas[0])))
+    stage = next(stage for stage in deployed.stages if stage.name == partition.stage.name)
     return PartitionPlan(
-        name=partition.stage.name,
+        name=stage.name,
         first_operator=partition.first_operator,
         last_operator=partition.last_operator,
         operators=partition.operators,
@@ -135,9 +141,9 @@ def _partition_plan(partition: Partition, demand: Demand, slot: Slot) -> Partiti
         output_tensors=partition.outputs,
         flops=partition.flops,
         weight_bytes=partition.weight_bytes,
-        memory_bytes=partition.stage.memory_bytes,
+        memory_bytes=stage.memory_bytes,
         transfer_bytes=partition.transfer_bytes,
-        laws=partition.stage.laws[slot.part.name],
-        decode_growth_ms=demand.decode_growth_ms.get(slot.part.name, 0.0),
-        replicas=(ReplicaPlan(gpus=(slot.name,)),),
+        laws=stage.laws[part],
+        decode_growth_ms=deployed.decode_growth_ms.get(part, 0.0),
+        replicas=tuple(ReplicaPlan(gpus=gpus) for gpus in replicas),
     )

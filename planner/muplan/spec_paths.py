@@ -1,4 +1,4 @@
-"""The files a spec names besides the models themselves: there, and of the right kind."""
+"""What a spec names besides the models themselves, files and engines: there, and of the right kind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from muplan.profile.profile_file import read_profile
 from muplan.profile.profiled import check_profile
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec, SpecFile
+from muplan.spec import ModelSpec, Spec, SpecFile, Target
 from muserve.errors import InputError
+from muserve.plan import ModelKind
 from muserve.weights import read_weights
 
 
@@ -21,6 +22,39 @@ def check_model_paths(model: ModelSpec, spec_file: SpecFile) -> None:
         _readable(spec_file, "engine.answers", model.engine.answers)
     if model.tokenizer is not None:
         _check_tokenizer(_readable(spec_file, "tokenizer", model.tokenizer))
+
+
+def check_engine(model: ModelSpec, spec: Spec) -> None:
+    """InputError, naming the key, when the target has no engine that serves the generative ``model``."""
+    if model.kind is not ModelKind.GENERATIVE:
+        return
+    target, name = spec.serving.target, model.token_engine.name
+    wanted = "vllm" if target is Target.NGC else "replay"
+    if name not in (None, wanted):
+        raise InputError(f"engine.name: target {target.value} has the engine {wanted}, got {name}")
+    if target is Target.NGC:
+        vllm_model(model)
+    elif not all(group.virtual for node in spec.cluster.nodes for group in node.gpus):
+        raise InputError(
+            "engine.name: replay runs on virtual GPUs only, the cluster has real ones: expected target ngc, "
+            "whose engine is vllm"
+        )
+
+
+def vllm_model(model: ModelSpec) -> str:
+    """What vLLM is told to load; InputError when neither ``engine.model`` nor the source says it.
+
+    A directory in ``source`` is not taken: its place on the node is known to the user alone.
+    """
+    if model.token_engine.model is not None:
+        return model.token_engine.model
+    scheme, _, name = model.source.partition(":")
+    if scheme == "hf" and not Path(name).expanduser().is_absolute() and not name.startswith("."):
+        return name
+    raise InputError(
+        f"engine.model: expected a Hugging Face id or the path of a directory on the node, which target ngc "
+        f"needs for source {model.source}"
+    )
 
 
 def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> None:

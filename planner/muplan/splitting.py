@@ -51,13 +51,15 @@ def split(model: onnx.ModelProto, cuts: Sequence[int]) -> tuple[onnx.ModelProto,
 
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Bytes of all initialisers, with or without data."""
+    return sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of one initialiser, with or without data."""
     import numpy as np
     from onnx import helper
 
-    return sum(
-        math.prod(tensor.dims) * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-        for tensor in model.graph.initializer
-    )
+    return math.prod(tensor.dims) * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
 
 
 def save_model(model: onnx.ModelProto, file: Path, largest_bytes: int = LARGEST_PROTO_BYTES) -> None:

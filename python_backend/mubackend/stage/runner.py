@@ -30,11 +30,20 @@ METRICS = ("mu_stage_latency_ms", "mu_stage_overrun_seconds_total", "mu_stage_gp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualCost:
-    """Where and how much GPU time one run of the partition takes, at the top clock."""
+    """Where and how much GPU time one run of the partition takes, at the top clock.
+
+    ``latency_ms`` is that of the planned batch, or of one row when Triton batches; ``row_ms`` is what each
+    further row adds then.
+    """
 
     device: Device
     latency_ms: float
     sensitivity: float
+    row_ms: float = 0.0
+
+    def run(self, rows: int) -> VirtualRun:
+        """Spend the GPU time of a run over ``rows`` rows; blocks meanwhile."""
+        return self.device.run(self.latency_ms + self.row_ms * (rows - 1), self.sensitivity)
 
 
 def open_stage_session(settings: Settings, cuda_device: int | None = None) -> onnxruntime.InferenceSession:
@@ -78,19 +87,15 @@ class StageRunner:
         self._metrics = metrics
         self._gpu_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="virtual-gpu")
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """The named output tensors for the named input tensors.
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], rows: int = 1) -> list[Array]:
+        """The named output tensors for the named input tensors, which are a batch of ``rows`` rows.
 
         Raises RequestError: INVALID_ARGUMENT when ONNX Runtime refuses the inputs, INTERNAL when it
         or the virtual GPU fails.
         """
         started_s = time.monotonic()
         virtual = self._virtual
-        spending = (
-            self._gpu_thread.submit(virtual.device.run, virtual.latency_ms, virtual.sensitivity)
-            if virtual
-            else None
-        )
+        spending = self._gpu_thread.submit(virtual.run, rows) if virtual else None
         try:
             results = self._compute(inputs, outputs)
             cpu_finished_s = time.monotonic()

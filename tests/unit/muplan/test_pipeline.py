@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2
 
+from muplan.cli import main
 from muplan.pipeline import generate, plan_spec
 from muplan.repository.directory import REPOSITORY_NAME, read_manifest
 from muplan.repository.model_config import parse_config
@@ -23,6 +25,7 @@ from muserve.errors import InfeasiblePlanError, InputError
 from muserve.gpu.parts import load_part, part_bytes
 from muserve.gpu.virtual import VirtualGpu
 from muserve.plan import PLAN_VERSION, ModelKind, Phase, read_plan
+from muserve.weightless import hollow_weights
 from muserve.weights import strip_weights
 
 ROOT = Path(__file__).parents[3]
@@ -98,6 +101,39 @@ def tiny_onnx(file: Path, *, scalar: bool = False) -> None:
         [] if scalar else [numpy_helper.from_array(np.ones((2, 3), np.float32), "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+
+
+def half_and_half_onnx(file: Path, convolutions: int = 4, products: int = 4) -> None:
+    """Convolutions, which compute, then products with one row, which read weights; all of about 0.4 ms."""
+    channels, width = 256, 8192
+    nodes, weights = [], []
+    last = "x"
+    for i in range(convolutions):
+        weights.append(
+            TensorProto(name=f"c{i}", dims=[channels, channels, 3, 3], data_type=TensorProto.FLOAT)
+        )
+        nodes.append(
+            helper.make_node("Conv", [last, f"c{i}"], [f"conv{i}"], name=f"conv{i}", pads=[1, 1, 1, 1])
+        )
+        last = f"conv{i}"
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"], name="pool"))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"], name="flatten"))
+    last = "flat"
+    for i in range(products):
+        rows = width if i else channels
+        weights.append(TensorProto(name=f"m{i}", dims=[rows, width], data_type=TensorProto.FLOAT))
+        nodes.append(helper.make_node("MatMul", [last, f"m{i}"], [f"product{i}"], name=f"product{i}"))
+        last = f"product{i}"
+    graph = helper.make_graph(
+        nodes,
+        "half_and_half",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", channels, 56, 56])],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, ["batch", width])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    hollow = hollow_weights(model, frozenset(weight.name for weight in weights))
+    file.write_bytes(hollow.SerializeToString())
 
 
 class TestQuickstart:
@@ -181,6 +217,31 @@ class TestOtherSpecs:
         assert numpy_helper.to_array(written.graph.initializer[0]).sum() == 6
         assert plan.models[0].partitions[0].weight_bytes == 24
 
+    def test_unlike_halves_are_parted_at_their_border(self, tmp_path: Path) -> None:
+        half_and_half_onnx(tmp_path / "halves.onnx")
+        model = bert(name="halves", source="onnx:halves.onnx", dims={}, weights={"seed": 0})
+        (planned,) = plan_spec(spec_file(tmp_path, model)).plan.models
+        computes, reads = (partition.laws[0].sensitivity.value for partition in planned.partitions)
+        assert computes > 0.8
+        assert reads < 0.2
+        (cut,) = planned.cuts
+        assert cut.after_operator in ("pool", "flatten")
+        assert cut.unlikeness_removed > 0.1
+        gain = cut.unlikeness_removed + cut.imbalance_removed - cut.transfer_cost - cut.cut_cost
+        assert gain > 0
+        dear = spec_file(tmp_path, model, partitioning={"cut": 1})
+        assert [len(m.partitions) for m in plan_spec(dear).plan.models] == [1]
+
+    def test_a_model_larger_than_a_gpu_is_cut_until_it_fits(self, tmp_path: Path) -> None:
+        half_and_half_onnx(tmp_path / "large.onnx", convolutions=0, products=80)
+        model = bert(name="large", source="onnx:large.onnx", dims={"batch": 1}, weights={"seed": 0})
+        (planned,) = plan_spec(spec_file(tmp_path, model)).plan.models
+        assert len(planned.partitions) == 2
+        for partition in planned.partitions:
+            assert partition.memory_bytes <= load_part("V100-16GB").memory_bytes
+        sentence = refused(spec_file(tmp_path, {**model, "partitions": 1}), tmp_path)
+        assert "partitions: expected auto or at least 2, for V100-16GB has 16.9 GB, got 1" in sentence
+
     def test_files_of_the_spec_travel_with_the_node(self, tmp_path: Path) -> None:
         tiny_onnx(tmp_path / "tiny.onnx")
         hollow = strip_weights(onnx.load(tmp_path / "tiny.onnx"), largest_inline_bytes=0)
@@ -229,8 +290,11 @@ class TestOtherSpecs:
     ) -> None:
         own_part(tmp_path / "profiles" / "mine.json")
         gpus = [{"part": "profiles/mine.json", "virtual": True}, {"part": "T4", "virtual": True}]
-        generate(spec_file(tmp_path, bert(), gpus=gpus), tmp_path / "out")
+        generate(spec_file(tmp_path, bert(), gpus=gpus), tmp_path / "out", report=True)
         (tmp_path / "profiles" / "mine.json").unlink()
+        assert "my-v100" in (tmp_path / "out" / "report.html").read_text()
+        explained = CliRunner().invoke(main, ["explain", str(tmp_path / "out" / "plan.json")])
+        assert "my-v100" in explained.stdout
         monkeypatch.setenv("MUSERVE_VGPU_DIR", str(tmp_path / "elsewhere"))
         fleet = open_fleet(tmp_path / "out", "n")
         assert [part.name for part in fleet.parts.values()] == ["my-v100", "T4"]
@@ -263,7 +327,7 @@ class TestRefused:
             (bert(source="catalog:opt-1.3b", dims={}), "kind: catalog:opt-1.3b is generative"),
             (bert(dims={"width": 3}), "dims.width: no such free dimension, expected one of: "),
             (bert(slo_ms=0.5), "slo_ms: expected more than the isolated latency of"),
-            (bert(partitions=4000), "partitions: expected 1 to"),
+            (bert(partitions=4000), "partitions: expected auto or 1 to"),
             (bert(weights={"file": "none.npz"}), "none.npz: expected a readable file"),
             (bert(weights={"file": "broken.onnx"}), "weights.file: "),
             (llm(tokenizer="none.json"), "none.json: expected a readable file"),
@@ -281,6 +345,16 @@ class TestRefused:
         sentence = refused(spec_file(tmp_path, model), tmp_path)
         assert sentence.startswith(f"{tmp_path / 'spec.yaml'}: models[0] ({model['name']}): ")
         assert expected in sentence
+
+    def test_names_that_collide_once_the_number_of_partitions_is_known(self, tmp_path: Path) -> None:
+        file = spec_file(
+            tmp_path,
+            bert(slo_ms=5000),
+            bert(name="bert_stage1", slo_ms=5000),
+            partitioning={"cut": 0, "transfer": 0, "imbalance": 0},
+        )
+        sentence = refused(file, tmp_path)
+        assert "spec.yaml: models: expected distinct Triton model names, got bert_stage1 2 times" in sentence
 
     def test_weights_for_a_source_that_has_its_own(self, tmp_path: Path) -> None:
         tiny_onnx(tmp_path / "tiny.onnx")
