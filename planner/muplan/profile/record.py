@@ -118,8 +118,9 @@ class Point:
 class Bucket:
     """One size of work. ``tokens`` is the prompt's length of a prefill, the context of a decode step, else 0.
 
-    ``partitions`` are the pieces between neighbouring places to cut, in order; ``operators`` is empty
-    and ``points`` filled where a device was timed.
+    ``partitions`` are the pieces between neighbouring places to cut, in order. ``operators`` are those that
+    compute, move or own anything, for the others are free. It is empty and ``points`` filled where a
+    device was timed.
     """
 
     __pydantic_config__ = _STRICT
