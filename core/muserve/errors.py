@@ -18,9 +18,20 @@ Command lines print these as one sentence; anything else is a bug and keeps its 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import ValidationError
+
+_LONGEST_SENTENCE = 1000
+_LONGEST_VALUE = 80
+
+
+def one_line(text: object, longest: int = 300) -> str:
+    """``text`` on one line: white space collapsed, what cannot be printed replaced, the end cut off."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
+    return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
 class MuServeError(Exception):
@@ -30,9 +41,15 @@ class MuServeError(Exception):
 
 
 class InputError(MuServeError):
-    """Wrong user input, in one sentence naming the file, the key, the value and what was expected."""
+    """Wrong user input, in one sentence naming the file, the key, the value and what was expected.
+
+    Names that the user wrote may be long or hold line breaks; the sentence stays one readable line.
+    """
 
     exit_code = 2
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence, _LONGEST_SENTENCE))
 
 
 class InfeasiblePlanError(MuServeError):
@@ -79,26 +96,29 @@ class GpuBusyError(GpuError):
     """The device or driver did not answer in time."""
 
 
-def input_error(source: Path | str, error: ValidationError) -> InputError:
+def input_error(source: Path | str, error: ValidationError, known_keys: Collection[str] = ()) -> InputError:
     """Turn pydantic's first complaint about ``source`` into one sentence.
 
-    Example: ``quickstart.yaml: models[0].slo_ms: expected input should be greater than 0, got -5``.
+    Example: ``quickstart.yaml: models[0].slo_ms: expected input should be greater than 0, got -5``. One of
+    ``known_keys`` that looks like an unknown one is suggested.
     """
     first = error.errors(include_url=False)[0]
     key = _key(first["loc"])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return InputError(f"{source}: {key}: unknown key")
+        alike = get_close_matches(str(first["loc"][-1]), sorted(known_keys), n=1)
+        return InputError(f"{source}: {key}: unknown key" + (f", did you mean {alike[0]}?" if alike else ""))
     if first["type"] == "missing":
         return InputError(f"{source}: {key}: required key is missing")
     expected = first["msg"].removeprefix("Value error, ")
     expected = expected[:1].lower() + expected[1:]
     got = first.get("input")
-    shown = "" if isinstance(got, dict | list) else f", got {got!r}"
+    shown = "" if isinstance(got, dict | list) else f", got {one_line(repr(got), _LONGEST_VALUE)}"
     return InputError(f"{source}: {key}: {expected}{shown}")
 
 
 def _key(location: tuple[int | str, ...]) -> str:
     key = ""
     for part in location:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+        name = one_line(part, _LONGEST_VALUE)
+        key += f"[{part}]" if isinstance(part, int) else f".{name}" if key else name
     return key or "(top level)"

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from muserve.errors import InputError
+from muserve.errors import InputError, one_line
+from muserve.tensor_data import dense_bytes, refer_to_data, without_base_directory
 
 if TYPE_CHECKING:
     import onnx
@@ -31,13 +32,19 @@ _PASSES_THROUGH = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"
 
 
 def load_model(file: Path) -> onnx.ModelProto:
-    """The ONNX model in ``file``, with the data of initialisers kept in files beside it.
+    """The ONNX model in ``file``; big data beside it is referred to, not read.
 
     Weightless initialisers stay weightless. Raises InputError when the file or its data is missing or
     broken; the graph itself is not checked.
     """
+    model = parse_model(file)
+    refer_to_weights(model, file)
+    return model
+
+
+def parse_model(file: Path) -> onnx.ModelProto:
+    """The ONNX model in ``file`` as it is stored. Raises InputError when it cannot be read or is none."""
     import onnx
-    from onnx import external_data_helper
 
     try:
         data = file.read_bytes()
@@ -47,19 +54,26 @@ def load_model(file: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError has no stable home
-        raise InputError(f"{file}: not an ONNX model: {_one_line(error)}") from error
+        raise InputError(f"{file}: not an ONNX model: {one_line(error)}") from error
+    return model
+
+
+def refer_to_weights(model: onnx.ModelProto, file: Path) -> None:
+    """Find the data of all external initialisers of ``model``, which was parsed from ``file``.
+
+    Raises InputError when the data of one is missing or of another size.
+    """
     for tensor in model.graph.initializer:
-        if not tensor.external_data or is_weightless(tensor):
+        if not tensor.external_data:
             continue
         try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(file.parent))
-        except Exception as error:  # ValidationError, OSError or ValueError, by what is wrong
-            raise InputError(
-                f"{file}: the data of {tensor.name} cannot be read: {_one_line(error)}"
-            ) from error
-        tensor.ClearField("data_location")
-        del tensor.external_data[:]
-    return model
+            if is_weightless(tensor):
+                without_base_directory(tensor)
+                stand_in_scale(tensor)
+            else:
+                refer_to_data(tensor, file.parent)
+        except InputError as error:
+            raise InputError(f"{file}: initialiser {tensor.name}: {error}") from error
 
 
 def strip_weights(model: onnx.ModelProto, largest_inline_bytes: int) -> onnx.ModelProto:
@@ -74,7 +88,7 @@ def strip_weights(model: onnx.ModelProto, largest_inline_bytes: int) -> onnx.Mod
             tensor.name
             for tensor in model.graph.initializer
             if np.issubdtype(initialiser_dtype(tensor), np.floating)
-            and math.prod(tensor.dims) * initialiser_dtype(tensor).itemsize > largest_inline_bytes
+            and dense_bytes(tensor.data_type, tensor.dims) > largest_inline_bytes
         ),
     )
 
@@ -114,8 +128,14 @@ def missing_weights(model: onnx.ModelProto) -> tuple[onnx.TensorProto, ...]:
 
 
 def stand_in_scale(tensor: onnx.TensorProto) -> tuple[float, float]:
-    """(mean, standard deviation) of the stand-in data of a weightless initialiser."""
-    mean, deviation = (float(part) for part in _location(tensor).removeprefix(_PREFIX).split(":"))
+    """(mean, standard deviation) of the stand-in data of a weightless initialiser.
+
+    Raises InputError when its location does not say.
+    """
+    try:
+        mean, deviation = (float(part) for part in _location(tensor).removeprefix(_PREFIX).split(":"))
+    except ValueError as error:
+        raise InputError(f"expected {_PREFIX}MEAN:DEVIATION, got {_location(tensor)!r}") from error
     return mean, deviation
 
 
@@ -182,7 +202,3 @@ def _scale(shape: tuple[int, ...], use: _Use | None) -> tuple[float, float]:
 
 def _location(tensor: onnx.TensorProto) -> str:
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

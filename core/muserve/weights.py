@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from muserve.errors import InputError
+from muserve.tensor_data import base_directory, without_base_directory
 from muserve.weightless import (
     TRANSPOSED_SUFFIX,
     initialiser_dtype,
     missing_weights,
     stand_in_scale,
-    strip_weights,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 LARGEST_PROTO_BYTES = 2**31 - 2**20
 """Protobuf's limit for one message, less room for the operators."""
 
-_LARGEST_KEPT_BYTES = 1024
+_DATA_DIRECTORY = "session.model_external_initializers_file_folder_path"
 
 
 def fill_weights(model: onnx.ModelProto, seed: int) -> dict[str, Array]:
@@ -77,8 +77,6 @@ def open_session(
             )
         # What CUDA lacks a kernel for still runs on the CPU, as ONNX Runtime's users expect.
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": cuda_device}))
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_PROTO_BYTES:
-        model, weights = _detach_data(model, weights)
     names = [tensor.name for tensor in missing_weights(model)]
     absent = [name for name in names if name not in weights]
     if absent:
@@ -89,7 +87,22 @@ def open_session(
     options.log_severity_level = 3
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weights[n])) for n in names]
     options.add_external_initializers(names, values)
-    return onnxruntime.InferenceSession(model.SerializeToString(), sess_options=options, providers=providers)
+    return onnxruntime.InferenceSession(
+        _storable(model, options).SerializeToString(), sess_options=options, providers=providers
+    )
+
+
+def _storable(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnx.ModelProto:
+    """``model`` as ONNX Runtime reads it; it maps data beside the graph from the directory it is told."""
+    directory = base_directory(model.graph.initializer)
+    if directory is None:
+        return model
+    options.add_session_config_entry(_DATA_DIRECTORY, str(directory))
+    stored = type(model)()
+    stored.CopyFrom(model)
+    for tensor in stored.graph.initializer:
+        without_base_directory(tensor)
+    return stored
 
 
 def embed_weights(model: onnx.ModelProto, weights: Mapping[str, Array]) -> onnx.ModelProto:
@@ -104,20 +117,6 @@ def embed_weights(model: onnx.ModelProto, weights: Mapping[str, Array]) -> onnx.
     for tensor in missing_weights(whole):
         tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
     return whole
-
-
-def _detach_data(
-    model: onnx.ModelProto, weights: Mapping[str, Array]
-) -> tuple[onnx.ModelProto, dict[str, Array]]:
-    """A model too big for one message as a weightless one and all of its data."""
-    from onnx import numpy_helper
-
-    light = strip_weights(model, _LARGEST_KEPT_BYTES)
-    hollow = {tensor.name for tensor in missing_weights(light)}
-    own = {
-        t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in hollow - set(weights)
-    }
-    return light, {**weights, **own}
 
 
 def _draw(seed: int, tensor: onnx.TensorProto) -> Array:

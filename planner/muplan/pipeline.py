@@ -28,6 +28,7 @@ from muplan.spec_paths import (
     check_predictor,
     check_weights,
     with_profile,
+    with_trace_read,
 )
 from muplan.staging import StagedModel, stage_model
 from muserve.errors import InputError
@@ -80,9 +81,10 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
         _tell(on_progress, f"profiling and cutting {model.name} ({model.source})")
         with _blamed_on(f"{spec_file.path}: models[{position}] ({model.name})"):
             check_model_paths(model, spec_file)
+            model = with_trace_read(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
             source = with_profile(model, source, spec_file, parts)
-            check_engine(model, spec)
+            check_engine(model, spec_file)
             check_weights(model, source, spec_file)
             staged.append(stage_model(model, source, parts, spec.cluster.link_gbs, weights))
             check_batching(staged[-1])

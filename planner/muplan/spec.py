@@ -36,6 +36,7 @@ SCHEMA_FILE = Path(__file__).with_name("spec.schema.json")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+HIGHEST_CV = 50.0
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Count = Annotated[int, Field(ge=1, le=4096)]
 
@@ -89,10 +90,26 @@ class ClusterSpec(_Section):
 
 
 class LoadSpec(_Section):
-    """Mean arrival rate and the coefficient of variation of the gaps (1 = Poisson, more = bursty)."""
+    """How requests arrive: at a mean rate with random gaps, or as a recorded trace says."""
 
-    rate_rps: Positive
-    cv: Annotated[float, Field(ge=0, le=50)] = 1.0
+    rate_rps: Positive | None = Field(default=None, description="Mean arrival rate.")
+    cv: Annotated[float, Field(ge=0, le=HIGHEST_CV)] = Field(
+        default=1.0, description="Coefficient of variation of the gaps: 1 = Poisson, more = bursty."
+    )
+    trace: str | None = Field(
+        default=None,
+        description="CSV file of arrivals, relative to the spec, with a column TIMESTAMP or arrival_s; "
+        "rate and burstiness are taken from it, and the mean lengths where it has ContextTokens and "
+        "GeneratedTokens and the model no tokens.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.rate_rps is None) == (self.trace is None):
+            raise ValueError("give either rate_rps or trace")
+        if self.trace is not None and "cv" in self.model_fields_set:
+            raise ValueError("cv is taken from the trace, expected no such key")
+        return self
 
 
 class TokensSpec(_Section):
@@ -324,7 +341,7 @@ def parse_spec(document: dict[str, Any], source: Path | str) -> Spec:
         # Through JSON because strict JSON mode takes lists for tuples and strings for enumerations.
         return Spec.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
-        raise input_error(source, error) from error
+        raise input_error(source, error, _known_keys()) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{source}: expected plain keys and values: {error}") from error
 
@@ -333,6 +350,10 @@ def schema_bytes() -> bytes:
     """The JSON Schema of a spec, as stable bytes."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Spec.model_json_schema()
     return (json.dumps(schema, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _known_keys() -> set[str]:
+    return {key for section in _Section.__subclasses__() for key in section.model_fields}
 
 
 def _digest(document: dict[str, Any]) -> str:

@@ -9,22 +9,26 @@ gives every public output.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from muplan.profile.shapes import symbolic_dims
 from muplan.profile.structure import Structure, structure
+from muplan.profile.symbolic import symbolic_dims
+from muserve.tensor_data import SMALL_BYTES, dense_bytes, is_beside, move_data, without_initialisers
 from muserve.weights import LARGEST_PROTO_BYTES
 
 if TYPE_CHECKING:
     import onnx
 
 
-def split(model: onnx.ModelProto, cuts: Sequence[int]) -> tuple[onnx.ModelProto, ...]:
+def split(
+    model: onnx.ModelProto, cuts: Sequence[int], sizes: Mapping[str, int] | None = None
+) -> tuple[onnx.ModelProto, ...]:
     """The ``len(cuts) + 1`` partitions of ``model``; a cut is the position of the operator it follows.
+
+    ``sizes`` are sizes of the dynamic axes that are known to fit, for a graph that does not take any.
 
     Weightless initialisers stay weightless and keep their names. Public inputs and outputs keep their
     declared types; tensors between partitions get the inferred ones. Raises ValueError when cuts are not
@@ -42,7 +46,7 @@ def split(model: onnx.ModelProto, cuts: Sequence[int]) -> tuple[onnx.ModelProto,
     ]
     if any(not stage for stage in stages):
         raise ValueError(f"cuts {tuple(cuts)} leave a partition of {model.graph.name} without operators")
-    values = _value_infos(model)
+    values = _value_infos(model, sizes)
     outputs = _stage_outputs(graph, stages)
     return tuple(
         _partition(model, graph, values, index, stage, outputs[index]) for index, stage in enumerate(stages)
@@ -51,33 +55,32 @@ def split(model: onnx.ModelProto, cuts: Sequence[int]) -> tuple[onnx.ModelProto,
 
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Bytes of all initialisers, with or without data."""
-    return sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
-
-
-def tensor_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of one initialiser, with or without data."""
-    import numpy as np
-    from onnx import helper
-
-    return math.prod(tensor.dims) * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    return sum(dense_bytes(tensor.data_type, tensor.dims) for tensor in model.graph.initializer)
 
 
 def save_model(model: onnx.ModelProto, file: Path, largest_bytes: int = LARGEST_PROTO_BYTES) -> None:
-    """Write ``model`` to ``file``; data of ``largest_bytes`` and more goes to ``<file>.data`` beside it.
+    """Write ``model`` to ``file``; big data goes to ``<file>.data`` beside it.
 
-    The bytes depend only on the model. ``model`` itself is left as it is.
+    That is all data that lies beside the graph already, and everything above a kilobyte when the data
+    inside comes to ``largest_bytes``. It is copied piece by piece. The bytes depend only on the model,
+    which is left as it is.
     """
-    import onnx
-
-    inline = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if inline < largest_bytes:
-        file.write_bytes(model.SerializeToString(deterministic=True))
-        return
-    external = onnx.ModelProto()
-    external.CopyFrom(model)
-    data = file.with_name(file.name + ".data")
-    data.unlink(missing_ok=True)  # the writer appends
-    onnx.save_model(external, file, save_as_external_data=True, location=data.name, size_threshold=1024)
+    crowded = sum(len(tensor.raw_data) for tensor in model.graph.initializer) >= largest_bytes
+    moved = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if is_beside(tensor) or (crowded and len(tensor.raw_data) > SMALL_BYTES)
+    }
+    stored = without_initialisers(model)
+    if not moved:
+        stored.graph.initializer.extend(model.graph.initializer)
+    else:
+        with file.with_name(file.name + ".data").open("wb") as data:
+            stored.graph.initializer.extend(
+                move_data(tensor, data, file.name + ".data") if tensor.name in moved else tensor
+                for tensor in model.graph.initializer
+            )
+    file.write_bytes(stored.SerializeToString(deterministic=True))
 
 
 def _stage_outputs(graph: Structure, stages: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
@@ -110,7 +113,7 @@ def _partition(
 ) -> onnx.ModelProto:
     """One partition: its own operators, the repeated ones they need, and their weights."""
     positions = set(stage)
-    pending = [name for p in stage for name in graph.nodes[p].input] + list(outputs)
+    pending = [name for p in stage for name in graph.nodes[p].input if name] + list(outputs)
     external: set[str] = set()
     while pending:
         name = pending.pop()
@@ -119,7 +122,7 @@ def _partition(
             external.add(name)
         elif source not in positions:
             positions.add(source)
-            pending.extend(graph.nodes[source].input)
+            pending.extend(name for name in graph.nodes[source].input if name)
     made_before = [n for node in graph.nodes for n in node.output if n in external]
     part = type(model)(ir_version=model.ir_version, producer_name=model.producer_name)
     part.opset_import.extend(model.opset_import)
@@ -133,13 +136,13 @@ def _partition(
     return part
 
 
-def _value_infos(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+def _value_infos(model: onnx.ModelProto, sizes: Mapping[str, int] | None) -> dict[str, onnx.ValueInfoProto]:
     """Declared types of public tensors, inferred ones of all others."""
     from onnx import helper
 
     values = {
         name: helper.make_tensor_value_info(name, dtype, list(dims))
-        for name, (dtype, dims) in symbolic_dims(model).items()
+        for name, (dtype, dims) in symbolic_dims(model, sizes).items()
     }
     values.update((value.name, value) for value in [*model.graph.input, *model.graph.output])
     return values

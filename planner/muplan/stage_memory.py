@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from muplan.profile.operators import OperatorCost
 from muplan.profile.structure import structure
-from muplan.splitting import tensor_bytes
+from muserve.tensor_data import dense_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -84,7 +84,7 @@ def stage_memory(model: onnx.ModelProto, costs: Sequence[OperatorCost]) -> Stage
         for name in dict.fromkeys(graph.needs(position)):
             if name not in graph.constants:
                 continue
-            size = tensor_bytes(graph.constants[name])
+            size = dense_bytes(graph.constants[name].data_type, graph.constants[name].dims)
             uses.append(WeightUse(position=position, last_read=last_read.get(name, -1), size_bytes=size))
             last_read[name] = position
     return StageMemory(live_bytes=tuple(live_bytes(cost) for cost in costs), uses=tuple(uses))

@@ -90,6 +90,7 @@ def stage_model(
         partitions, growth = _profiled(spec, source, source.profile, partitions, growth)
     for partition in partitions:
         _check_memory(spec, partition, parts)
+    assert spec.load.rate_rps is not None, "a trace has been read by now"
     demand = Demand(
         name=spec.name,
         kind=spec.kind,
@@ -162,7 +163,7 @@ def _cut(
     count = len(cuts) + 1
     names = spec.triton_names(count)[-count:]
     partitions = []
-    for index, piece in enumerate(split(graph, cuts)):
+    for index, piece in enumerate(split(graph, cuts, dims)):
         low, high = bounds[index] + 1, bounds[index + 1] + 1
         sent_bytes = costs[low - 1].cut_bytes if low else 0
         laws = {part.name: (rounded_law(stage_law(costs[low:high], part, dtype)),) for part in parts}
@@ -243,38 +244,6 @@ def _whole_llm(
     return (partition,), growth_ms
 
 
-def _profiled(
-    spec: ModelSpec,
-    source: LoadedModel,
-    profile: Profile,
-    partitions: Sequence[Partition],
-    growth: Mapping[str, float],
-) -> tuple[tuple[Partition, ...], dict[str, float]]:
-    """``partitions`` and ``growth`` with the laws of ``profile`` on its part."""
-    if source.llm is None:
-        bucket = inference_bucket(profile, {**source.default_dims, **spec.dims})
-        laws: list[tuple[TimeLaw, ...]] = [
-            (law,) for law in stage_laws(profile, bucket, [p.operators for p in partitions])
-        ]
-        profiled_growth = {**growth}
-    else:
-        if len(partitions) > 1:
-            raise InputError("profile: says nothing of a generative model in several partitions")
-        prompt, context = _prompt_and_context(spec)
-        slots = spec.token_engine.slots
-        prefill = profiled.prefill_law(profile, prompt)
-        laws = [(prefill, profiled.decode_law(profile, 1, context))]
-        growth_ms = round(profiled.decode_growth_ms(profile, slots, context), 6)
-        profiled_growth = {**growth, profile.part: growth_ms}
-    stages = [
-        replace(p.stage, laws={**p.stage.laws, profile.part: tuple(rounded_law(law) for law in stage)})
-        for p, stage in zip(partitions, laws, strict=True)
-    ]
-    return tuple(
-        replace(p, stage=stage) for p, stage in zip(partitions, stages, strict=True)
-    ), profiled_growth
-
-
 def _llm_operators(spec: ModelSpec, source: LoadedModel, part: Part) -> tuple[OperatorTimes, ...]:
     """The operators of reading a typical prompt, and of a token step in the middle of a typical answer."""
     llm = source.llm
@@ -294,6 +263,37 @@ def _prompt_and_context(spec: ModelSpec) -> tuple[int, float]:
     """Tokens of a mean prompt, and those in the cache in the middle of a mean answer."""
     tokens = spec.answer_tokens
     return max(1, round(tokens.prompt)), tokens.prompt + tokens.output / 2
+
+
+def _profiled(
+    spec: ModelSpec,
+    source: LoadedModel,
+    profile: Profile,
+    partitions: Sequence[Partition],
+    growth: Mapping[str, float],
+) -> tuple[tuple[Partition, ...], dict[str, float]]:
+    """``partitions`` and ``growth`` with the laws of ``profile`` on its part."""
+    if source.llm is None:
+        bucket = inference_bucket(profile, {**source.default_dims, **spec.dims})
+        laws: list[tuple[TimeLaw, ...]] = [
+            (law,) for law in stage_laws(profile, bucket, [p.operators for p in partitions])
+        ]
+        profiled_growth = {**growth}
+    else:
+        if len(partitions) > 1:
+            raise InputError("profile: says nothing of a generative model in several partitions")
+        slots, (prompt, context) = spec.token_engine.slots, _prompt_and_context(spec)
+        prefill = profiled.prefill_law(profile, prompt)
+        laws = [(prefill, profiled.decode_law(profile, 1, context))]
+        growth_ms = round(profiled.decode_growth_ms(profile, slots, context), 6)
+        profiled_growth = {**growth, profile.part: growth_ms}
+    stages = [
+        replace(p.stage, laws={**p.stage.laws, profile.part: tuple(rounded_law(law) for law in stage)})
+        for p, stage in zip(partitions, laws, strict=True)
+    ]
+    return tuple(
+        replace(p, stage=stage) for p, stage in zip(partitions, stages, strict=True)
+    ), profiled_growth
 
 
 def _check_memory(spec: ModelSpec, partition: Partition, parts: Mapping[str, Part]) -> None:

@@ -23,6 +23,7 @@ def summary_document(plan: Plan, directory: Path) -> dict[str, Any]:
     bases = _response_bases(plan, directory)
     return {
         "directory": str(directory),
+        "target": plan.target,
         "models": [_model_document(model) for model in plan.models],
         "gpus": [_gpu_document(plan, gpu, bases[gpu.part]) for gpu in plan.gpus],
         "predicted_power_w": plan.predicted_power_w,

@@ -8,10 +8,12 @@ behind ``vllm`` only says what it was told.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +28,7 @@ from muplan.deploy.environment import STUB, python_stub, running_interpreter
 from muplan.deploy.find import find_triton
 from muplan.deploy.running import RunningTriton, running_triton
 from muplan.deploy.serve import ServeOptions, serving
+from muplan.deploy.stubs import living_stubs
 from muplan.repository.directory import write_directory
 from muplan.repository.model_config import Instance, Tensor, add_warm_up, backend_model, config_bytes
 from muserve.gpu.virtual import VirtualGpu
@@ -168,53 +171,77 @@ def test_models_that_hold_the_same_resource_take_turns(
     assert overlap is not turns
 
 
-@contextmanager
-def ngc_server(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningTriton]:
-    """A server that is laid out as in NVIDIA's container: one stub, beside the Python backend."""
+@pytest.fixture(scope="module")
+def ngc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    """Every shape that target ngc writes, on a server that is laid out as in NVIDIA's container."""
+    pytest.importorskip("pytriton", reason="needs a real Triton: pip install 'muserve[triton]'")
+    directory = tmp_path_factory.mktemp("ngc")
+    repository = write_ngc(directory)
     found = find_triton()
     backends = directory / "backends"
     shutil.copytree(found.backends / "python", backends / "python", ignore=shutil.ignore_patterns(STUB))
     (backends / "python" / STUB).symlink_to(python_stub(found, running_interpreter()))
     for name, source in {"onnxruntime": ONNXRUNTIME, "vllm": VLLM}.items():
-        (backends / name).mkdir(parents=True)
+        (backends / name).mkdir()
         (backends / name / "model.py").write_text(source)
     container = replace(found, backends=backends, stubs=None)
-    monkeypatch.setattr(running, "find_triton", lambda _wanted: container)
-    repository = directory / "plan" / "node0" / "model_repository"
-    with running_triton(repository, drain_s=1, log=directory / "log") as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "find_triton", lambda _wanted: container)
+        with running_triton(repository, drain_s=1, log=directory / "log") as server:
+            yield server
 
 
-def test_triton_takes_every_configuration_of_target_ngc(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_rows_onnx(tmp_path / "rows.onnx")
-    llm = {"source": "catalog:opt-1.3b", "kind": "generative", "slo_ms": 60_000, "load": {"rate_rps": 0.1}}
-    engine = {"engine": {"model": "facebook/opt-1.3b", "slots": 2}}
-    file = write_spec(
-        tmp_path,
-        [
-            BATCHED | {"name": "batched", "partitions": 2},
-            ROWS | {"name": "plain", "dims": {"batch": 2}},
-            llm | engine | {"name": "llm"},
-            llm | engine | {"name": "wide"},
-        ],
-        virtual=False,
-        serving={"target": "ngc"},
-    )
+def write_ngc(directory: Path) -> Path:
+    """Partitions that batch and take turns, one that does not batch, replicas of an engine, a wide engine."""
+    write_rows_onnx(directory / "rows.onnx")
+    llm = {
+        "source": "catalog:opt-1.3b",
+        "kind": "generative",
+        "slo_ms": 60_000,
+        "load": {"rate_rps": 0.1},
+        "engine": {"model": "facebook/opt-1.3b", "slots": 2},
+    }
+    models = [
+        BATCHED | {"name": "batched", "partitions": 2},
+        ROWS | {"name": "plain", "dims": {"batch": 2}},
+        llm | {"name": "llm"},
+        llm | {"name": "wide"},
+    ]
+    file = write_spec(directory, models, virtual=False, serving={"target": "ngc"})
     replicas = {"batched_stage1": [(0,), (1,)], "llm_engine": [(0,), (1,)], "wide_engine": [(0, 1)]}
-    plan, files = replicated_files(file, replicas)
-    tight = tuple(replace(m, slo_ms=m.isolated_latency_ms * 1.1) for m in plan.models)
+    plan, _ = replicated_files(file, replicas)
+    tight = tuple(replace(model, slo_ms=model.isolated_latency_ms * 1.1) for model in plan.models)
     _, files = replicated_files(file, replicas, models=tight)
-    write_directory(tmp_path / "plan", files)
+    write_directory(directory / "plan", files)
+    repository = directory / "plan" / "node0" / "model_repository"
+    assert "rate_limiter" in (repository / "batched_stage1" / "config.pbtxt").read_text()
+    return repository
+
+
+@pytest.mark.parametrize("name", ["batched", "plain"])
+def test_triton_takes_partitions_of_target_ngc(ngc: RunningTriton, name: str, tmp_path: Path) -> None:
+    write_rows_onnx(tmp_path / "rows.onnx")
     x = np.random.default_rng(6).standard_normal((2, 8)).astype(np.float32)
-    with ngc_server(tmp_path, monkeypatch) as server:
-        with triton.InferenceServerClient(server.grpc_url) as client:
-            for name in ("batched", "plain"):
-                answer = client.infer(name, [floats("x", x)]).as_numpy("y")
-                assert np.abs(answer - rows_answer(tmp_path / "rows.onnx", x)).max() < 1e-4
-        for name, devices in (("llm", 1), ("wide", 2)):
-            status, body = generate(server, name, {"text_input": "a question", "max_tokens": 3})
-            said = json.loads(body["text_output"])
-            assert (status, said["text"], said["parameters"]["max_tokens"]) == (200, "a question", 3)
-            assert (said["model"], said["tensor_parallel_size"]) == ("facebook/opt-1.3b", devices)
+    with triton.InferenceServerClient(ngc.grpc_url) as client:
+        answer = client.infer(name, [floats("x", x)]).as_numpy("y")
+    assert np.abs(answer - rows_answer(tmp_path / "rows.onnx", x)).max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("llm", 1), ("wide", 2)])
+def test_vllm_is_told_what_the_plan_says_and_what_the_client_asks(
+    ngc: RunningTriton, name: str, gpus: int
+) -> None:
+    status, body = generate(ngc, name, {"text_input": "a question", "max_tokens": 3})
+    said = json.loads(body["text_output"])
+    assert (status, said["text"], said["parameters"]["max_tokens"]) == (200, "a question", 3)
+    assert (said["model"], said["tensor_parallel_size"]) == ("facebook/opt-1.3b", gpus)
+
+
+def test_a_killed_vllm_process_comes_back(ngc: RunningTriton) -> None:
+    pids = [pid for pid, stub in living_stubs(ngc.pid).items() if stub.model == "wide_engine"]
+    os.kill(pids[0], signal.SIGKILL)
+    deadline_s = time.monotonic() + 30
+    while generate(ngc, "wide", {"text_input": "x"})[0] != 200:
+        assert time.monotonic() < deadline_s, "not revived"
+        time.sleep(0.2)
+    assert "wide_engine" in {stub.model for pid, stub in living_stubs(ngc.pid).items() if pid not in pids}

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from muplan.assembly import cluster_slots
+from muplan.partition import DEFAULT_WEIGHTS
 from muplan.pipeline import plan_spec
 from muplan.repository.artefacts import artefacts
 from muplan.repository.directory import Artefact, write_directory
@@ -25,8 +26,8 @@ from muserve.plan import Plan, ReplicaPlan
 Replicas = Mapping[str, Sequence[tuple[int, ...]]]
 
 
-def write_rows_onnx(file: Path, *, layers: int = 2, axis: str = "batch") -> None:
-    """``y = x @ w0 @ w1 ...`` for rows of 8 numbers, with its weights."""
+def write_rows_onnx(file: Path, *, layers: int = 2, width: int = 8) -> None:
+    """``y = x @ w0 @ w1 ...`` for rows of ``width`` numbers, with its weights."""
     draw = np.random.default_rng(0)
     names = ["x", *(f"h{n}" for n in range(1, layers)), "y"]
     nodes = [
@@ -34,14 +35,14 @@ def write_rows_onnx(file: Path, *, layers: int = 2, axis: str = "batch") -> None
         for n in range(layers)
     ]
     weights = [
-        numpy_helper.from_array(draw.standard_normal((8, 8)).astype(np.float32), f"w{n}")
+        numpy_helper.from_array(draw.standard_normal((width, width)).astype(np.float32), f"w{n}")
         for n in range(layers)
     ]
     graph = helper.make_graph(
         nodes,
         "rows",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [axis, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [axis, 8])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", width])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -66,13 +67,16 @@ def write_spec(directory: Path, models: Sequence[Mapping[str, Any]], **changes: 
 
 def staged_models(spec_file: SpecFile) -> tuple[StagedModel, ...]:
     """The models of the spec as the planner cuts them."""
-    parts = {slot.part.name: slot.part for slot in cluster_slots(spec_file.spec.cluster)}
+    parts = {
+        slot.part.name: slot.part for slot in cluster_slots(spec_file.spec.cluster, spec_file.path.parent)
+    }
     return tuple(
         stage_model(
             model,
             load_source(model.source, spec_file.path.parent),
             parts,
             spec_file.spec.cluster.link_gbs,
+            DEFAULT_WEIGHTS,
         )
         for model in spec_file.spec.models
     )

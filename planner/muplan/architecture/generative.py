@@ -10,6 +10,7 @@ from muplan.architecture.decoder import DecoderArchitecture
 from muplan.architecture.decoder_graph import decoder_graph
 from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture, encoder_decoder_graph
 from muplan.architecture.graph import Dtype, Step, parameter_count
+from muserve.weightless import missing_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -20,27 +21,50 @@ the same."""
 
 _ELEMENT_BYTES = 2
 
+Network = DecoderArchitecture | EncoderDecoderArchitecture
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GenerativeModel:
-    """A language model as its ``prefill`` and ``decode`` graphs.
+    """A language model as its ``prefill`` and ``decode`` graphs, made from ``net``.
 
-    See ``decoder_graph`` and ``encoder_decoder`` for their inputs and outputs. ``layers`` and ``heads`` are
-    the decoder's; ``kv_width`` elements are one token's keys (or values) in one layer. ``max_tokens`` bounds
-    prompt and answer together. ``active_parameters`` are those that one token uses.
+    See ``decoder_graph`` and ``encoder_decoder`` for their inputs and outputs.
     """
 
     name: str
-    layers: int
-    hidden_size: int
-    heads: int
-    kv_heads: int
-    kv_width: int
-    vocabulary: int
-    max_tokens: int
-    active_parameters: int
+    net: Network
     prefill: onnx.ModelProto
     decode: onnx.ModelProto
+
+    @property
+    def layers(self) -> int:
+        """Layers that keep keys and values: those of the decoder."""
+        return self.net.layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Elements of one token's hidden state, which is what layers hand on."""
+        return self.net.hidden_size
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of one layer."""
+        return self.net.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the cache of one layer."""
+        return self.net.kv_heads
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens there are."""
+        return self.net.vocabulary
+
+    @property
+    def max_tokens(self) -> int:
+        """Bound of prompt and answer together."""
+        return self.net.max_tokens
 
     @property
     def dtype(self) -> str:
@@ -51,6 +75,15 @@ class GenerativeModel:
     def parameters(self) -> int:
         """All parameters; a matrix that is used twice counts once."""
         return parameter_count(self.prefill)
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that one token uses: all but the experts it does not choose."""
+        experts = self.net.experts
+        if experts is None:
+            return self.parameters
+        stacked = sum(math.prod(t.dims) for t in missing_weights(self.prefill) if len(t.dims) == 3)
+        return self.parameters - stacked * (experts.count - experts.chosen) // experts.count
 
     @property
     def element_bytes(self) -> int:
@@ -65,43 +98,18 @@ class GenerativeModel:
     @property
     def kv_bytes_per_token(self) -> int:
         """Key-value cache of one token over all layers."""
-        return 2 * self.layers * self.kv_width * self.element_bytes
+        return 2 * self.layers * self.net.kv_width * self.element_bytes
 
 
-def generative_model(
-    name: str,
-    net: DecoderArchitecture | EncoderDecoderArchitecture,
-    graphs: tuple[onnx.ModelProto, onnx.ModelProto] | None = None,
-) -> GenerativeModel:
-    """The model of ``net``; ``graphs`` are its prefill and decode graphs where they are made already."""
-    prefill, decode = graphs or (step_graph(net, "prefill"), step_graph(net, "decode"))
+def generative_model(name: str, net: Network) -> GenerativeModel:
+    """The model of ``net`` with its graphs."""
     return GenerativeModel(
-        name=name,
-        layers=net.layers,
-        hidden_size=net.hidden_size,
-        heads=net.heads,
-        kv_heads=net.kv_heads,
-        kv_width=net.kv_width,
-        vocabulary=net.vocabulary,
-        max_tokens=net.max_tokens,
-        active_parameters=parameter_count(prefill) - _resting_parameters(net, prefill),
-        prefill=prefill,
-        decode=decode,
+        name=name, net=net, prefill=step_graph(net, "prefill"), decode=step_graph(net, "decode")
     )
 
 
-def step_graph(
-    net: DecoderArchitecture | EncoderDecoderArchitecture, step: Step, dtype: Dtype = DTYPE
-) -> onnx.ModelProto:
+def step_graph(net: Network, step: Step, dtype: Dtype = DTYPE) -> onnx.ModelProto:
     """The weightless graph of ``step`` of the whole network."""
     if isinstance(net, DecoderArchitecture):
         return decoder_graph(net, step, dtype=dtype)
     return encoder_decoder_graph(net, step, dtype=dtype)
-
-
-def _resting_parameters(net: DecoderArchitecture | EncoderDecoderArchitecture, graph: onnx.ModelProto) -> int:
-    """Parameters of the experts that a token does not choose: all tensors with an axis for experts."""
-    if net.experts is None:
-        return 0
-    experts = sum(math.prod(t.dims) for t in graph.graph.initializer if len(t.dims) == 3 and t.external_data)
-    return experts * (net.experts.count - net.experts.chosen) // net.experts.count

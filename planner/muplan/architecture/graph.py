@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from muserve.weightless import TRANSPOSED_SUFFIX, hollow_weights
+from muserve.weightless import TRANSPOSED_SUFFIX, hollow_weights, missing_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -144,6 +144,4 @@ class GraphBuilder:
 
 def parameter_count(model: onnx.ModelProto) -> int:
     """Elements of all weights of a graph made by ``GraphBuilder``."""
-    from muserve.weightless import missing_weights
-
     return sum(math.prod(tensor.dims) for tensor in missing_weights(model))

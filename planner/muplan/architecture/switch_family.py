@@ -66,7 +66,5 @@ class Switch(Family):
 
 def _sparse(layers: int, sparse: int) -> tuple[bool, ...]:
     """Which layers are mixtures: the second of every ``layers / sparse``, as transformers places them."""
-    if not sparse:
-        return (False,) * layers
-    step = layers // sparse
-    return tuple(step == 1 or layer % step == 1 for layer in range(layers))
+    step = layers // sparse if sparse else 0
+    return tuple(step == 1 or (step > 1 and layer % step == 1) for layer in range(layers))

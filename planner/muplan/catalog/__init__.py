@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, TypeAdapter
 
 from muplan.architecture.config import parse_generative
-from muplan.architecture.generative import GenerativeModel, generative_model
+from muplan.architecture.generative import GenerativeModel
 from muplan.splitting import weight_bytes
 from muserve.errors import InputError
 from muserve.plan import ModelKind
@@ -94,7 +94,7 @@ def load_llm(name: str) -> GenerativeModel:
     """A generative model with its graphs; InputError when the catalogue has none so named."""
     prefill, decode = (_parsed(gzip.decompress(data)) for data in llm_bytes(name))
     net = parse_generative(catalog_config(name), f"{name}.json")
-    return generative_model(name, net, (prefill, decode))
+    return GenerativeModel(name=name, net=net, prefill=prefill, decode=decode)
 
 
 def llm_bytes(name: str) -> tuple[bytes, bytes]:

@@ -1,12 +1,11 @@
 """What each operator of a graph computes and moves at given input sizes.
 
-Counting rules. A multiply-add is two floating-point operations. Elementwise operators are counted with
-a few operations per element; they are never what limits a kernel. Runtimes (ONNX Runtime, TensorRT)
-fuse, so kernels are counted after the fusions that all of them make:
+Runtimes (ONNX Runtime, TensorRT) fuse, so kernels are counted after the fusions that all of them make:
 
 * an elementwise operator that reads the result of the kernel just before it runs inside that kernel: it
   launches nothing, and reads only its operands from elsewhere;
 * reshapes, transpositions, slices and broadcasts only change how the neighbours index memory: free;
+* dequantisation happens inside the kernel that reads its result, which then reads the quantised data;
 * shape arithmetic and constant expressions run once or on the host: free;
 * matrices looked up in a table of them (a mixture's experts) are read where they lie by the product that
   takes them, a grouped GEMM: each at most once, however many rows chose it.
@@ -15,12 +14,14 @@ fuse, so kernels are counted after the fusions that all of them make:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from muplan.profile.shapes import TensorShape, infer_shapes
+from muplan.profile.flops import flops, in_onnx_domain, on_matrix_units
+from muplan.profile.shapes import infer_shapes
 from muplan.profile.structure import Structure, structure
+from muplan.profile.tensor_shape import TensorShape
 
 if TYPE_CHECKING:
     import onnx
@@ -28,43 +29,23 @@ if TYPE_CHECKING:
 BATCH_AXIS = "batch"
 MOST_CROSSING_TENSORS = 4
 
-_MATRIX = frozenset({"Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN"})
 _VIEWS = frozenset(
     {
-        *("Dropout", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Size", "Slice"),
-        *("Split", "Squeeze", "Transpose", "Unsqueeze"),
+        *("DepthToSpace", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Identity", "Reshape"),
+        *("Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
     }
 )
 _OWN_KERNEL = frozenset(
     {
-        *("ArgMax", "ArgMin", "AveragePool", "Concat", "CumSum", "Gather", "GatherElements", "GatherND"),
-        *("GlobalAveragePool", "GlobalMaxPool", "GroupNormalization", "InstanceNormalization"),
-        *("LayerNormalization", "LogSoftmax", "MaxPool", "Pad", "ReduceL2", "ReduceMax", "ReduceMean"),
-        *("ReduceMin", "ReduceProd", "ReduceSum", "Resize", "RMSNormalization", "ScatterElements"),
-        *("ScatterND", "Softmax", "Tile", "TopK"),
+        *("ArgMax", "ArgMin", "AveragePool", "Concat", "CumSum", "DFT", "Gather", "GatherElements"),
+        *("GatherND", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GridSample"),
+        *("GroupNormalization", "Hardmax", "InstanceNormalization", "LayerNormalization", "LogSoftmax"),
+        *("LpNormalization", "LpPool", "LRN", "MaxPool", "MaxUnpool", "MeanVarianceNormalization", "Pad"),
+        *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
+        *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Resize", "RMSNormalization"),
+        *("RoiAlign", "ScatterElements", "ScatterND", "Softmax", "STFT", "Tile", "TopK", "Upsample"),
     }
 )
-_FLOPS_PER_ELEMENT = {
-    "Erf": 8.0,
-    "Exp": 4.0,
-    "Gelu": 12.0,
-    "Log": 4.0,
-    "Sigmoid": 5.0,
-    "Tanh": 6.0,
-    "Sqrt": 2.0,
-    "BatchNormalization": 2.0,
-    "LogSoftmax": 6.0,
-    "Softmax": 5.0,
-    "GroupNormalization": 8.0,
-    "InstanceNormalization": 8.0,
-    "LayerNormalization": 8.0,
-    "Concat": 0.0,
-    "Gather": 0.0,
-    "GatherElements": 0.0,
-    "GatherND": 0.0,
-    "Pad": 0.0,
-    "Tile": 0.0,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +56,8 @@ class OperatorCost:
     weights included. ``weight_bytes``: initialisers that no earlier operator reads. ``matrix``: runs on
     the dtype's matrix units. ``launches``: starts a kernel of its own. ``crossing``: tensors a cut after
     this operator would send on, ``cut_bytes`` their size. ``cuttable``: whether such a cut is offered
-    (no fused kernel torn apart, at most ``MOST_CROSSING_TENSORS`` tensors, none of them a scalar).
+    (no fused kernel torn apart, at most ``MOST_CROSSING_TENSORS`` tensors, none of them a scalar or
+    dequantised).
     """
 
     name: str
@@ -109,11 +91,11 @@ def operator_costs(model: onnx.ModelProto, batch: int, dims: Mapping[str, int]) 
             bytes_read=work[position].bytes_read,
             bytes_written=work[position].bytes_written,
             weight_bytes=work[position].weight_bytes,
-            matrix=node.op_type in _MATRIX,
+            matrix=on_matrix_units(node),
             launches=work[position].launches,
             crossing=crossing[position],
             cut_bytes=sum(shapes[name].size_bytes for name in crossing[position]),
-            cuttable=_cuttable(work, position, [shapes[name] for name in crossing[position]]),
+            cuttable=_cuttable(graph, work, position, crossing[position], shapes),
         )
         for position, node in enumerate(graph.nodes)
     )
@@ -164,7 +146,7 @@ def _work(graph: Structure, shapes: Mapping[str, TensorShape]) -> list[_Work]:
             result.append(_Work(weight_bytes=new_bytes))
             continue
         if node.op_type == "Gather" and any(len(shapes[name].dims) > 2 for name in weights):
-            looked_up[node.output[0]] = _read_bytes(node, node.input[0], shapes)
+            looked_up[node.output[0]] = _read_bytes(graph, node, node.input[0], shapes)
             result.append(_Work(weight_bytes=new_bytes))
             continue
         if not fused:
@@ -174,8 +156,10 @@ def _work(graph: Structure, shapes: Mapping[str, TensorShape]) -> list[_Work]:
         written = sum(shapes[name].size_bytes for name in node.output if name)
         result.append(
             _Work(
-                flops=_flops(node, shapes),
-                bytes_read=sum(looked_up.get(name) or _read_bytes(node, name, shapes) for name in outside),
+                flops=flops(node, shapes),
+                bytes_read=sum(
+                    looked_up.get(name) or _read_bytes(graph, node, name, shapes) for name in outside
+                ),
                 bytes_written=0 if fused else written,
                 weight_bytes=new_bytes,
                 launches=not fused,
@@ -185,44 +169,44 @@ def _work(graph: Structure, shapes: Mapping[str, TensorShape]) -> list[_Work]:
 
 
 def _fusible(node: onnx.NodeProto) -> bool:
-    return node.op_type not in _MATRIX and node.op_type not in _OWN_KERNEL
+    return in_onnx_domain(node) and not on_matrix_units(node) and node.op_type not in _OWN_KERNEL
 
 
-def _read_bytes(node: onnx.NodeProto, name: str, shapes: Mapping[str, TensorShape]) -> int:
-    """Traffic of reading one operand; a lookup reads only the rows it returns."""
+def _read_bytes(graph: Structure, node: onnx.NodeProto, name: str, shapes: Mapping[str, TensorShape]) -> int:
+    """Traffic of reading one operand: of a lookup the rows it returns, of quantised data what is stored."""
     if node.op_type in ("Gather", "GatherElements", "GatherND") and name == node.input[0]:
         return min(shapes[name].size_bytes, shapes[node.output[0]].size_bytes)
+    if graph.maker(name) == "DequantizeLinear":
+        stored = graph.nodes[graph.producers[name]].input
+        return sum(shapes[operand].size_bytes for operand in stored if operand)
     return shapes[name].size_bytes
 
 
-def _flops(node: onnx.NodeProto, shapes: Mapping[str, TensorShape]) -> float:
-    """Floating-point operations of one operator; a multiply-add is two."""
-    out = float(shapes[node.output[0]].elements)
-    given = shapes[node.input[0]].dims if node.input and node.input[0] else ()
-    attributes = {attribute.name: attribute for attribute in node.attribute}
-    match node.op_type:
-        case "Conv":
-            return 2 * out * math.prod(shapes[node.input[1]].dims[1:])
-        case "ConvTranspose":
-            return 2.0 * math.prod(given) * math.prod(shapes[node.input[1]].dims[1:])
-        case "MatMul":
-            return 2 * out * given[-1]
-        case "Gemm":
-            turned = "transA" in attributes and attributes["transA"].i
-            return 2 * out * given[0 if turned else 1]
-        case "LSTM" | "GRU" | "RNN":  # every step multiplies by both weight matrices
-            weights = sum(shapes[name].elements for name in node.input[1:3])
-            return 2.0 * given[0] * given[1] * weights
-        case "AveragePool" | "MaxPool":
-            return out * math.prod(attributes["kernel_shape"].ints)
-        case op if op.startswith(("Reduce", "Global", "Arg")):
-            return float(math.prod(given))
-        case op:
-            return _FLOPS_PER_ELEMENT.get(op, 1.0) * out
-
-
-def _cuttable(work: list[_Work], position: int, crossing: list[TensorShape]) -> bool:
+def _cuttable(
+    graph: Structure,
+    work: list[_Work],
+    position: int,
+    crossing: tuple[str, ...],
+    shapes: Mapping[str, TensorShape],
+) -> bool:
     """Whether a cut after ``position`` is offered: right before a kernel, with little to send on."""
-    before_kernel = position + 1 < len(work) and work[position + 1].launches
+    following = position + 1
+    while following < len(work) and graph.nodes[following].op_type == "DequantizeLinear":
+        following += 1  # they run inside the kernels that read them
+    before_kernel = following < len(work) and work[following].launches
     few = 0 < len(crossing) <= MOST_CROSSING_TENSORS
-    return before_kernel and few and all(shape.dims for shape in crossing)
+    return (
+        before_kernel
+        and few
+        and all(shapes[name].dims and not _read_in_place(graph, work, name) for name in crossing)
+    )
+
+
+def _read_in_place(graph: Structure, work: Sequence[_Work], name: str) -> bool:
+    """Whether ``name`` never exists in memory: its reader takes the data from where it is stored."""
+    match graph.maker(name):
+        case "DequantizeLinear":
+            return True
+        case "Gather":
+            return not work[graph.producers[name]].launches
+    return False

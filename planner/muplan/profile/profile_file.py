@@ -37,7 +37,7 @@ def profile_bytes(profile: Profile) -> bytes:
     return (_laid_out(document, "") + "\n").encode()
 
 
-def fingerprint(profile: Profile) -> str:
+def profile_sha256(profile: Profile) -> str:
     """SHA-256 of the whole profile: model, runtime, driver, GPU and every figure."""
     return hashlib.sha256(profile_bytes(profile)).hexdigest()
 

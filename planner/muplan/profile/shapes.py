@@ -1,46 +1,24 @@
-"""Shapes of every tensor of an ONNX graph at given input sizes, and which axes stay dynamic.
+"""Shapes of every tensor of an ONNX graph at given input sizes.
 
-ONNX shape inference does the work. Where it cannot follow shape arithmetic through its own data
-propagation, integer sub-expressions whose inputs are known by then are evaluated with the ONNX
-reference implementation and inference runs again.
+ONNX shape inference does the work; where it cannot follow shape arithmetic through its own data
+propagation, ``muplan.profile.folding`` evaluates it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from muserve.errors import InputError
-from muserve.weightless import strip_weights
+from muplan.profile.folding import follow_arithmetic, has_schema, shape_of
+from muplan.profile.tensor_shape import TensorShape
+from muserve.errors import InputError, one_line
+from muserve.tensor_data import light_copy
 
 if TYPE_CHECKING:
     import onnx
 
-_LARGEST_CONSTANT_BYTES = 1024
-_MOST_ROUNDS = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorShape:
-    """Element type (``onnx.TensorProto.DataType``) and concrete dims of one tensor."""
-
-    onnx_dtype: int
-    dims: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        """Number of elements; 1 for a scalar."""
-        return int(np.prod(self.dims, dtype=np.int64))
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the dense tensor."""
-        from onnx import helper
-
-        return self.elements * int(np.dtype(helper.tensor_dtype_to_np_dtype(self.onnx_dtype)).itemsize)
+_LARGEST_TENSOR_BYTES = 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,48 +43,19 @@ def dynamic_axes(model: onnx.ModelProto) -> tuple[str, ...]:
 def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, TensorShape]:
     """The shape of every tensor when the symbolic input dims have the given sizes.
 
-    ``sizes`` is keyed as ``dynamic_axes`` names them. Raises InputError when a size is missing, when
-    the sizes do not fit the graph, or when a shape depends on the input data.
+    ``sizes`` is keyed as ``dynamic_axes`` names them. Where ONNX cannot infer a shape, the one that the
+    file declares counts. Raises InputError when a size is missing, when the sizes do not fit the graph, or
+    when a shape depends on the input data and is not declared.
     """
     concrete = _with_sizes(model, sizes)
-    for _ in range(_MOST_ROUNDS):
-        shapes = _run_inference(concrete)
-        unknown = next(
-            (n for node in concrete.graph.node for n in node.output if n and n not in shapes), None
-        )
-        if unknown is None:
-            return shapes
-        if not _fold_known(concrete, shapes):
-            break
-    raise InputError(
-        f"graph {model.graph.name}: the shape of tensor {unknown} cannot be inferred from the input sizes"
-        f"{_reason(concrete)}"
-    )
-
-
-def symbolic_dims(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[int | str | None, ...]]]:
-    """Element type and dims of every tensor: int where fixed, axis name where equal to it, else None.
-
-    Found by inferring shapes at several sizes of each dynamic axis and watching which dims follow.
-    """
-    axes = dynamic_axes(model)
-    base = {axis: 64 + 32 * position for position, axis in enumerate(axes)}
-    reference = infer_shapes(model, base)
-    probes = {axis: infer_shapes(model, {**base, axis: base[axis] + 16}) for axis in axes}
-    result: dict[str, tuple[int, tuple[int | str | None, ...]]] = {}
-    for name, shape in reference.items():
-        dims: list[int | str | None] = []
-        for position, size in enumerate(shape.dims):
-            moved = {
-                a: probes[a][name].dims[position] for a in axes if probes[a][name].dims[position] != size
-            }
-            if not moved:
-                dims.append(size)
-                continue
-            axis, value = next(iter(moved.items()))
-            dims.append(axis if len(moved) == 1 and (size, value) == (base[axis], base[axis] + 16) else None)
-        result[name] = (shape.onnx_dtype, tuple(dims))
-    return result
+    shapes = _run_inference(concrete)
+    if _without_shape(concrete, shapes) is not None:
+        shapes = follow_arithmetic(concrete, shapes, _declared(model, sizes))
+    _check_extents(model, shapes)
+    stuck = _without_shape(concrete, shapes)
+    if stuck is not None:
+        raise InputError(f"graph {model.graph.name}: {_reason(concrete, stuck, shapes)}")
+    return shapes
 
 
 def tensor_specs(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -131,33 +80,79 @@ def _public_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
     """A light copy with concrete input dims and without declared intermediate or output shapes."""
-    concrete = strip_weights(model, _LARGEST_CONSTANT_BYTES)
-    del concrete.graph.value_info[:]
-    for value in _public_inputs(concrete):
+    concrete = light_copy(model)
+    for value in _public_inputs(model):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.HasField("dim_value"):
-                continue
             name = dim.dim_param or f"{value.name}_{axis}"
-            if name not in sizes:
+            if not dim.HasField("dim_value") and name not in sizes:
                 raise InputError(
                     f"graph {model.graph.name}: input {value.name} has the dynamic axis {name}: give its size"
                 )
-            dim.Clear()
-            dim.dim_value = sizes[name]
+    for value in concrete.graph.input:
+        _set_sizes(value, sizes)
     for value in concrete.graph.output:
         value.type.tensor_type.ClearField("shape")
+    del concrete.graph.value_info[:]
     return concrete
 
 
-def _reason(model: onnx.ModelProto) -> str:
-    """Why inference stopped, in ONNX's words; empty when it found nothing wrong."""
+def _declared(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, TensorShape]:
+    """The shapes that the file itself gives for results of operators, where ``sizes`` settle them."""
+    declared = {}
+    for value in (*model.graph.value_info, *model.graph.output):
+        concrete = type(value)()
+        concrete.CopyFrom(value)
+        _set_sizes(concrete, sizes)
+        shape = shape_of(concrete.type)
+        if shape is not None:
+            declared[value.name] = shape
+    return declared
+
+
+def _set_sizes(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> None:
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        size = sizes.get(dim.dim_param or f"{value.name}_{axis}")
+        if not dim.HasField("dim_value") and size is not None:
+            dim.Clear()
+            dim.dim_value = size
+
+
+def _without_shape(model: onnx.ModelProto, shapes: Mapping[str, TensorShape]) -> onnx.NodeProto | None:
+    """The first operator of whose outputs one has no shape."""
+    return next((node for node in model.graph.node if _open_output(node, shapes)), None)
+
+
+def _open_output(node: onnx.NodeProto, shapes: Mapping[str, TensorShape]) -> str:
+    return next((name for name in node.output if name and name not in shapes), "")
+
+
+def _reason(model: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str, TensorShape]) -> str:
+    """Why inference stopped at ``node``, if possible in ONNX's words."""
     from onnx import shape_inference
 
+    tensor = _open_output(node, shapes)
+    if not has_schema(node):
+        return (
+            f"operator {node.name or tensor}: {node.op_type} of domain {node.domain or 'ai.onnx'} is not "
+            f"supported, unless the file declares the shape of {tensor}"
+        )
     try:
         shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
-        return f": {' '.join(str(error).split())}"
-    return ""
+        why = f": {one_line(error)}"
+    else:
+        why = f": {node.op_type} makes it from data that only a run knows"
+    return f"the shape of tensor {tensor} cannot be inferred from the input sizes{why}"
+
+
+def _check_extents(model: onnx.ModelProto, shapes: Mapping[str, TensorShape]) -> None:
+    """InputError for a tensor of negative size, which small inputs give, or of one beyond any memory."""
+    for name, shape in shapes.items():
+        if any(size < 0 for size in shape.dims) or shape.size_bytes > _LARGEST_TENSOR_BYTES:
+            raise InputError(
+                f"graph {model.graph.name}: at these input sizes tensor {name} would have the shape "
+                f"{list(shape.dims)}"
+            )
 
 
 def _run_inference(model: onnx.ModelProto) -> dict[str, TensorShape]:
@@ -166,66 +161,8 @@ def _run_inference(model: onnx.ModelProto) -> dict[str, TensorShape]:
 
     graph = shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {t.name: TensorShape(onnx_dtype=t.data_type, dims=tuple(t.dims)) for t in graph.initializer}
-    for value in [*graph.input, *graph.value_info, *graph.output]:
-        tensor = value.type.tensor_type
-        known = tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
-        if known and tensor.elem_type:
-            dims = tuple(d.dim_value for d in tensor.shape.dim)
-            shapes[value.name] = TensorShape(onnx_dtype=tensor.elem_type, dims=dims)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shape = shape_of(value.type)
+        if shape is not None:
+            shapes[value.name] = shape
     return shapes
-
-
-def _fold_known(model: onnx.ModelProto, shapes: Mapping[str, TensorShape]) -> bool:
-    """Replace operators whose small result is known by constants; True when anything changed."""
-    from onnx import numpy_helper
-
-    values = {
-        t.name: numpy_helper.to_array(t)
-        for t in model.graph.initializer
-        if not t.external_data and np.prod(t.dims) * 8 <= _LARGEST_CONSTANT_BYTES
-    }
-    kept, before = [], len(model.graph.node)
-    for node in model.graph.node:
-        results = _evaluate(node, model, values, shapes)
-        if results is None:
-            kept.append(node)
-            continue
-        for name, result in zip(node.output, results, strict=True):
-            values[name] = result
-            model.graph.initializer.append(numpy_helper.from_array(result, name))
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    return len(kept) < before
-
-
-def _evaluate(
-    node: onnx.NodeProto,
-    model: onnx.ModelProto,
-    values: Mapping[str, np.ndarray[Any, Any]],
-    shapes: Mapping[str, TensorShape],
-) -> list[np.ndarray[Any, Any]] | None:
-    """The outputs of one operator when they are known and small, else None."""
-    from onnx import helper
-    from onnx.reference import ReferenceEvaluator
-
-    if node.op_type == "Shape" and node.input[0] in shapes:
-        bounds = {attribute.name: attribute.i for attribute in node.attribute}
-        dims = shapes[node.input[0]].dims[bounds.get("start", 0) : bounds.get("end")]
-        return [np.array(dims, np.int64)]
-    if not node.input or any(name and name not in values for name in node.input):
-        return None
-    if any(name in shapes and shapes[name].size_bytes > _LARGEST_CONSTANT_BYTES for name in node.output):
-        return None
-    graph = helper.make_graph(
-        [node],
-        "operator",
-        [helper.make_empty_tensor_value_info(name) for name in node.input if name],
-        [helper.make_empty_tensor_value_info(name) for name in node.output if name],
-    )
-    single = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    try:
-        results = ReferenceEvaluator(single).run(None, {n: values[n] for n in node.input if n})
-    except Exception:  # an operator the reference lacks: leave it to shape inference
-        return None
-    arrays = [np.asarray(result) for result in results]
-    return arrays if all(a.nbytes <= _LARGEST_CONSTANT_BYTES for a in arrays) else None

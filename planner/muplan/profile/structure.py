@@ -27,7 +27,7 @@ _SHAPE_ARITHMETIC = frozenset(
         *("Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
     }
 )
-_RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomUniform"})
+RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomUniform"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,11 @@ class Structure:
     constants: dict[str, onnx.TensorProto]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    def maker(self, name: str) -> str:
+        """The type of the operator that makes ``name``; empty for inputs and initialisers."""
+        position = self.producers.get(name)
+        return "" if position is None else self.nodes[position].op_type
 
     def needs(self, position: int) -> Iterator[str]:
         """Tensors that the operator at ``position`` reads, seen through repeated operators.
@@ -86,7 +91,7 @@ def structure(model: onnx.ModelProto) -> Structure:
     owned = []
     for position, node in enumerate(model.graph.node):
         read = {name for name in node.input if name}
-        if node.op_type not in _RANDOM and read <= constant:
+        if node.op_type not in RANDOM and read <= constant:
             constant.update(node.output)
         elif (node.op_type in _SHAPE_SOURCES and read <= set(inputs)) or (
             node.op_type in _SHAPE_ARITHMETIC and read <= constant | shape

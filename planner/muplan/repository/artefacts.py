@@ -52,7 +52,7 @@ def _triton_models(
     if model.kind is ModelKind.SINGLE_PASS:
         return single_pass_configs(plan, model, staged, spec_file, crowded)
     if plan.target == Target.NGC:
-        return vllm_configs(plan, model, staged)
+        return vllm_configs(plan, model, staged, spec_file)
     return generative_configs(plan, model, staged, spec_file)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 
 from muplan.profile.operators import BATCH_AXIS, graph_dtype, operator_costs
-from muplan.profile.shapes import symbolic_dims
+from muplan.profile.symbolic import symbolic_dims
 from muplan.repository.model_config import Batching
 from muplan.sensitivity import stage_law
 from muplan.staging import StagedModel

@@ -1,4 +1,4 @@
-"""A generative model in Triton: an ensemble of the length predictor and the engine.
+"""A generative model on target embedded: an ensemble of the length predictor and the engine.
 
 Inputs and outputs are those of Triton's vLLM backend. The predictor hands its estimate and the priority
 made from it to the engine as tensors; the engine's inputs for them are optional, so that it can be

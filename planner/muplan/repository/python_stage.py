@@ -89,9 +89,10 @@ def _times(plan: Plan, model: ModelPlan, staged: StagedModel) -> tuple[dict[str,
     if staged.spec.batching is None:
         return tuple(times)
     further_rows = planned_rows(staged) - 1
-    for index, partition in enumerate(model.partitions):
-        part = load_part(plan.gpu(partition.replicas[0].gpu).part)
-        growth_ms = row_growth_ms(staged, part)[index]
+    parts = [plan.gpu(partition.replicas[0].gpu).part for partition in model.partitions]
+    growth = {part: row_growth_ms(staged, load_part(part)) for part in sorted(set(parts))}
+    for index, part in enumerate(parts):
+        growth_ms = growth[part][index]
         times[index]["latency_ms"] = number(max(0.0, laws[index].latency_ms - growth_ms * further_rows))
         times[index]["latency_ms_per_further_row"] = number(growth_ms)
     return tuple(times)

@@ -20,6 +20,7 @@ from muplan.repository.triton_model import (
     replica_instances,
     replica_parameters,
 )
+from muplan.spec import SpecFile
 from muplan.spec_paths import vllm_model
 from muplan.staging import StagedModel
 from muserve.errors import InputError
@@ -30,7 +31,9 @@ _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _ORDER = "vllm: first come, first served (its backend takes no priority of a request)"
 
 
-def vllm_configs(plan: Plan, model: ModelPlan, staged: StagedModel) -> tuple[TritonModel, ...]:
+def vllm_configs(
+    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile
+) -> tuple[TritonModel, ...]:
     """The ensemble that clients call, and the engine.
 
     Raises InputError for several replicas of which one has several GPUs: the backend takes the devices of a
@@ -43,7 +46,7 @@ def vllm_configs(plan: Plan, model: ModelPlan, staged: StagedModel) -> tuple[Tri
             f"{model.name}: target ngc serves one tensor-parallel replica or any number of replicas with one "
             f"GPU each, the plan has {len(partition.replicas)} replicas, one of {len(wide[0].gpus)} GPUs"
         )
-    return _ensemble(model), _engine(plan, model, staged)
+    return _ensemble(model), _engine(plan, model, staged, vllm_model(staged.spec, spec_file))
 
 
 def _ensemble(model: ModelPlan) -> TritonModel:
@@ -60,7 +63,7 @@ def _ensemble(model: ModelPlan) -> TritonModel:
     )
 
 
-def _engine(plan: Plan, model: ModelPlan, staged: StagedModel) -> TritonModel:
+def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, loaded: str) -> TritonModel:
     partition = model.partitions[0]
     instances = replica_instances(plan, partition)
     parameters = {
@@ -82,15 +85,16 @@ def _engine(plan: Plan, model: ModelPlan, staged: StagedModel) -> TritonModel:
             gpu_name=gpu_names(model.partitions),
             decoupled=True,
         ),
-        version_files={ENGINE_FILE: _engine_arguments(plan, model, partition, staged)},
+        version_files={ENGINE_FILE: _engine_arguments(plan, model, staged, loaded)},
     )
 
 
-def _engine_arguments(plan: Plan, model: ModelPlan, partition: PartitionPlan, staged: StagedModel) -> bytes:
+def _engine_arguments(plan: Plan, model: ModelPlan, staged: StagedModel, loaded: str) -> bytes:
     """vLLM's ``AsyncEngineArgs``: the model, and what the plan gives it of its GPUs."""
     assert staged.source.llm is not None, "a generative source has an architecture"
+    partition = model.partitions[0]
     arguments = {
-        "model": vllm_model(staged.spec),
+        "model": loaded,
         "dtype": _DTYPES.get(staged.source.llm.dtype, "auto"),
         "tensor_parallel_size": len(partition.replicas[0].gpus),
         "max_num_seqs": model.slots,

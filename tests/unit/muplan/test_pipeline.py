@@ -25,8 +25,7 @@ from muserve.errors import InfeasiblePlanError, InputError
 from muserve.gpu.parts import load_part, part_bytes
 from muserve.gpu.virtual import VirtualGpu
 from muserve.plan import PLAN_VERSION, ModelKind, Phase, read_plan
-from muserve.weightless import hollow_weights
-from muserve.weights import strip_weights
+from muserve.weightless import hollow_weights, strip_weights
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"

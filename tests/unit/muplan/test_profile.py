@@ -17,7 +17,8 @@ from muplan.catalog import default_dims, load_graph, load_llm
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
 from muplan.profile.operators import OperatorCost, graph_dtype, operator_costs
 from muplan.profile.roofline import GRAPH_RUNTIME, KernelTime, operator_time
-from muplan.profile.shapes import dynamic_axes, infer_shapes, symbolic_dims, tensor_specs
+from muplan.profile.shapes import dynamic_axes, infer_shapes, tensor_specs
+from muplan.profile.symbolic import symbolic_dims
 from muplan.sensitivity import stage_law
 from muserve.errors import InputError
 from muserve.gpu.parts import Part, load_part
@@ -114,6 +115,26 @@ def test_shape_arithmetic_that_onnx_cannot_follow_is_evaluated() -> None:
         }
     """)
     assert infer_shapes(model, {"n": 2})["y"].dims == (2, 6)
+
+
+def test_shape_arithmetic_is_followed_however_deep_it_goes() -> None:
+    """Each Reshape's target depends on the one before, and ONNX has no data propagation for Mod."""
+    steps = " ".join(
+        f"s{i} = Shape(x{i})  m{i} = Mod(s{i}, huge)  x{i + 1} = Reshape(x{i}, m{i})" for i in range(40)
+    )
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[n, 6] x0) => (float[a, b] x40) <int64[1] huge = {{1000000}}> {{ {steps} }}
+    """)
+    assert infer_shapes(model, {"n": 2})["x40"].dims == (2, 6)
+
+
+def test_a_declared_shape_counts_where_none_can_be_inferred() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[n] x) => (int64[1, n] y) { y = NonZero(x) }
+    """)
+    assert infer_shapes(model, {"n": 5})["y"].dims == (1, 5)
 
 
 def test_a_missing_size_and_a_data_dependent_shape_are_named() -> None:

@@ -24,10 +24,12 @@ from muplan.repository.contention import oversubscribed_gpus
 from muplan.repository.directory import Artefact, write_directory
 from muplan.repository.model_config import parse_config
 from muplan.spec import SpecFile
+from muplan.spec_paths import vllm_model
+from muplan.splitting import save_model
 from muserve.errors import InputError
 from muserve.plan import ModelKind, Plan, read_plan
 from muserve.weightless import strip_weights
-from muserve.weights import fill_weights
+from muserve.weights import embed_weights, fill_weights
 from replicated import (
     replicated_files,
     rows_answer,
@@ -153,6 +155,19 @@ class TestNgcPartitions:
         for tensor in written.graph.initializer:
             np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), expected[tensor.name])
 
+    def test_a_graph_too_big_for_one_message_keeps_its_weights_beside_it(self, tmp_path: Path) -> None:
+        write_rows_onnx(tmp_path / "rows.onnx", width=32)
+        whole = onnx.load(tmp_path / "rows.onnx")
+        hollow = strip_weights(whole, largest_inline_bytes=0)
+        given_ = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
+        written = embed_weights(hollow, {**given_, "w0": np.zeros((32, 32), np.float32)})
+        file = tmp_path / "model.onnx"
+        save_model(written, file, largest_bytes=1000)
+        data = file.with_name("model.onnx.data")
+        assert data.stat().st_mode == file.stat().st_mode
+        x = np.ones((1, 32), np.float32)
+        assert not onnxruntime.InferenceSession(file).run(None, {"x": x})[0].any(), "rows times zero"
+
 
 class TestVllm:
     def test_an_engine_gets_its_share_of_the_plan(self, tmp_path: Path) -> None:
@@ -184,6 +199,15 @@ class TestVllm:
         _, embedded = replicated_files(spec(tmp_path, LLM), {})
         ours, theirs = configs(ngc)["llm"], configs(embedded)["llm"]
         assert (list(ours.input), list(ours.output)) == (list(theirs.input), list(theirs.output))
+
+    def test_an_id_of_the_hub_is_loaded_by_that_name_and_a_directory_by_its_own(self, tmp_path: Path) -> None:
+        file = spec(tmp_path, VLLM, **NGC)
+        named = {"source": "hf:facebook/opt-1.3b", "engine": None}
+        model = file.spec.models[0].model_copy(update=named)
+        assert vllm_model(model, file) == "facebook/opt-1.3b"
+        (tmp_path / "facebook" / "opt-1.3b").mkdir(parents=True)
+        with pytest.raises(InputError, match=r"engine\.model: expected .* for source hf:facebook/opt-1\.3b"):
+            vllm_model(model, file)
 
     def test_a_tensor_parallel_engine_chooses_its_devices_itself(self, tmp_path: Path) -> None:
         file = spec(tmp_path, VLLM, **NGC)

@@ -65,6 +65,24 @@ def test_infinite_alpha_is_shortest_first() -> None:
     ("old", "new", "expected"),
     [
         ("slo_ms: 600", "slo_ms: 600\n    slo: 1", "models[0].slo: unknown key"),
+        ("slo_ms: 600", "slo_msec: 600", "models[0].slo_msec: unknown key, did you mean slo_ms?"),
+        ("slo_ms: 600", "slo_ms: 600\n    xyzzy: 1", "s.yaml: models[0].xyzzy: unknown key"),
+        ("slo_ms: 600", "slo_ms: 0", "models[0].slo_ms: input should be greater than 0, got 0"),
+        ("slo_ms: 600", "slo_ms: .inf", "models[0].slo_ms: input should be a finite number, got inf"),
+        ("slo_ms: 600", "slo_ms: 1e400", "models[0].slo_ms: input should be a valid number, got '1e400'"),
+        ("slo_ms: 600", "slo_ms: [600]", "models[0].slo_ms: input should be a valid number"),
+        ("slo_ms: 600", "slo_scale: 1", "models[0].slo_scale: input should be greater than 1, got 1"),
+        ("rate_rps: 1.5", "rate_rps: .nan", "models[0].load.rate_rps: input should be"),
+        ("rate_rps: 1.5", "rate_rps: .inf", "models[0].load.rate_rps: input should be a finite number"),
+        ("rate_rps: 1.5", "rate_rps: -2", "models[0].load.rate_rps: input should be greater than 0, got -2"),
+        ("rate_rps: 1.5", "rate_rps: 1, cv: .nan", "models[0].load.cv: input should be"),
+        (
+            "rate_rps: 1.5",
+            "rate_rps: yes",
+            "models[0].load.rate_rps: input should be a valid number, got True",
+        ),
+        ("count: 2", "count: 0", "gpus[0].count: input should be greater than or equal to 1, got 0"),
+        ("count: 2", f"count: {9**400}", "gpus[0].count: input should be"),
         ("slo_ms: 600", "slo_ms: -5", "models[0].slo_ms: input should be greater than 0, got -5"),
         ("slo_ms: 600", "slo_ms: '600'", "models[0].slo_ms: input should be a valid number, got '600'"),
         ("slo_ms: 600", "slo_ms: .nan", "models[0].slo_ms: input should be"),
@@ -112,13 +130,49 @@ def test_models_whose_triton_models_collide() -> None:
         ("2020-01-01: 3", "expected a text key"),
         ("", "expected a mapping at the top level, got an empty file"),
         ("- 1", "expected a mapping at the top level, got a list"),
-        ("[" * 1500, "nested too deeply"),
+        ("[" * 1_000_000, "s.yaml:1: not valid YAML: values nested too deeply, expected at most 50 levels"),
+        ("- " * 500_000, "nested too deeply"),
+        ("a: &a [x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n", "s.yaml:2: not valid YAML: aliases are not"),
+        ("a: {&k b: *k}", "aliases are not supported"),
+        ("a:\n\tb: 1\n", "s.yaml:2: not valid YAML: found character that cannot start any token"),
+        ('"a\\nb": 1\n"a\\nb": 2\n', "s.yaml:2: not valid YAML: duplicate key a b"),
+        ("a: 2024-02-30", "not valid YAML: day is out of range"),
+        ("? [a]\n: b\n", "expected a text key, got ['a']"),
         ("a: !!python/object:os.system x", "could not determine a constructor"),
         ("\x00", "not valid YAML"),
     ],
 )
 def test_text_that_is_no_spec(text: str, expected: str) -> None:
     assert expected in complaint(text)
+
+
+def test_anchors_alone_do_no_harm() -> None:
+    assert parse_mapping("a: &x [1]\n", "s.yaml") == {"a": [1]}
+
+
+def test_text_in_another_encoding_is_named() -> None:
+    with pytest.raises(InputError, match=r"s\.yaml:2: expected UTF-8 text, got the byte 0xe9"):
+        parse_mapping("a: 1\nb: caf\xe9\n".encode("latin-1"), "s.yaml")
+
+
+def test_what_the_user_wrote_cannot_break_the_line_or_fill_the_screen() -> None:
+    sentence = complaint(SMALL + '"spread\\nover\\u2028lines\\e[31m": 1\n')
+    assert "spread over lines\N{REPLACEMENT CHARACTER}[31m: unknown key" in sentence
+    sentence = complaint(SMALL.replace("slo_ms: 600", f"slo_ms: '{'6' * 100_000}'"))
+    assert len(sentence) < 300
+
+
+def test_a_spec_of_a_thousand_models_is_read() -> None:
+    head, model = SMALL.split("models:\n")
+    models = "".join(model.replace("name: bert", f"name: bert{i}") for i in range(1000))
+    assert len(parse_spec(parse_mapping(f"{head}models:\n{models}", "s.yaml"), "s.yaml").models) == 1000
+
+
+def test_a_million_lines_are_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "million.yaml"
+    file.write_text("models:\n" + "- name: bert\n" * 1_000_000)
+    with pytest.raises(InputError, match=f"million.yaml: expected a spec of at most {MAX_BYTES} bytes"):
+        read_spec(file)
 
 
 def test_missing_and_huge_files(tmp_path: Path) -> None:

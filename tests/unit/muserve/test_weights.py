@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from muserve.errors import InputError
+from muserve.tensor_data import dense_bytes, is_beside
 from muserve.weightless import hollow_weights, load_model, missing_weights, strip_weights
 from muserve.weights import fill_weights, open_session, read_weights
 
@@ -166,22 +167,77 @@ def test_an_unknown_weights_format_is_refused(tmp_path: Path) -> None:
         read_weights(strip_weights(mlp(), 0), file)
 
 
-def test_external_data_is_loaded_and_weightless_tensors_stay(tmp_path: Path) -> None:
-    model = strip_weights(mlp(), 100_000)  # only the two matrices are stripped
-    assert names(model) == {"up", "down.transposed"}
+def moved_out(model: onnx.ModelProto, file: Path, locations: dict[str, str]) -> None:
+    """Write ``model`` with the data of some initialisers in files beside it."""
     external = onnx.ModelProto()
     external.CopyFrom(model)
-    bias = next(t for t in external.graph.initializer if t.name == "up_bias")
-    (tmp_path / "bias.bin").write_bytes(bias.raw_data)
-    bias.ClearField("raw_data")
-    bias.data_location = onnx.TensorProto.EXTERNAL
-    bias.external_data.add(key="location", value="bias.bin")
-    file = tmp_path / "model.onnx"
+    for tensor in external.graph.initializer:
+        if tensor.name in locations:
+            (file.parent / locations[tensor.name]).write_bytes(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=locations[tensor.name])
     file.write_bytes(external.SerializeToString())
-    assert load_model(file) == model
-    (tmp_path / "bias.bin").unlink()
-    with pytest.raises(InputError, match="the data of up_bias cannot be read"):
-        load_model(file)
+
+
+def test_data_beside_the_graph_is_used_where_it_lies(tmp_path: Path) -> None:
+    """Two files, a small constant among them, and weightless tensors that stay so."""
+    model = strip_weights(mlp(), 100_000)  # only the two matrices are stripped
+    assert names(model) == {"up", "down.transposed"}
+    moved_out(model, tmp_path / "model.onnx", {"up_bias": "bias.bin", "target": "target.bin"})
+    loaded = load_model(tmp_path / "model.onnx")
+    tensors = {tensor.name: tensor for tensor in loaded.graph.initializer}
+    assert names(loaded) == names(model)
+    assert is_beside(tensors["up_bias"])
+    assert not tensors["up_bias"].raw_data
+    assert list(numpy_helper.to_array(tensors["target"])) == [-1, 64]
+    weights, x = fill_weights(model, seed=1), np.ones((3, 64), np.float32)
+    expected, got = (open_session(m, weights, threads=1).run(None, {"x": x})[0] for m in (model, loaded))
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("entries", "complaint"),
+    [
+        ({"location": "gone.bin"}, "initialiser up_bias: expected its data in gone.bin: No such file"),
+        ({"location": "short.bin"}, "expected 2048 bytes of data in short.bin, got 7"),
+        ({"location": "bias.bin", "offset": "8"}, "expected 2048 bytes of data in bias.bin, got 2040"),
+        ({"location": "bias.bin", "offset": "-8"}, "expected 2048 bytes"),
+        ({"location": "bias.bin", "length": "4"}, "expected 2048 bytes of data in bias.bin, got 4"),
+        ({"location": "bias.bin", "offset": "many"}, "expected its data in bias.bin: invalid literal"),
+        ({"location": "../bias.bin"}, "expected its data in a file beside the graph, got '../bias.bin'"),
+        ({"location": "/etc/passwd"}, "expected its data in a file beside the graph, got '/etc/passwd'"),
+        ({"location": "muserve-weightless:much"}, "expected muserve-weightless:MEAN:DEVIATION"),
+        ({"offset": "0", "basepath": "/etc"}, "expected its data in a file beside the graph, got ''"),
+    ],
+)
+def test_data_that_is_not_there_is_named(tmp_path: Path, entries: dict[str, str], complaint: str) -> None:
+    moved_out(mlp(), tmp_path / "model.onnx", {"up_bias": "bias.bin"})
+    (tmp_path / "short.bin").write_bytes(bytes(7))
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    (tensor,) = (t for t in model.graph.initializer if t.external_data)
+    del tensor.external_data[:]
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"model\.onnx: initialiser up_bias: ") as caught:
+        load_model(tmp_path / "model.onnx")
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("onnx_dtype", "size_bytes"),
+    [
+        (onnx.TensorProto.FLOAT, 60),
+        (onnx.TensorProto.BFLOAT16, 30),
+        (onnx.TensorProto.DOUBLE, 120),
+        (onnx.TensorProto.INT4, 8),
+        (onnx.TensorProto.UINT2, 4),
+        (onnx.TensorProto.BOOL, 15),
+    ],
+)
+def test_narrow_elements_are_packed(onnx_dtype: int, size_bytes: int) -> None:
+    assert dense_bytes(onnx_dtype, (3, 5)) == size_bytes
 
 
 def save(file: Path, arrays: dict[str, np.ndarray]) -> Path:  # type: ignore[type-arg]

@@ -1,0 +1,150 @@
+"""An ONNX file -> the graph that is planned, checked and in normal form.
+
+Every reason why a file cannot be planned is said here. Data beside the graph stays there: it is looked
+for, not read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muplan.normal_form import (
+    complete_outputs,
+    free_negative_dims,
+    inline_functions,
+    is_complete,
+    operator_name,
+    plain_initialisers,
+    sort_operators,
+)
+from muplan.profile.structure import structure
+from muserve.errors import InputError, one_line
+from muserve.tensor_data import dense_bytes, light_copy
+from muserve.weightless import parse_model, refer_to_weights
+
+if TYPE_CHECKING:
+    import onnx
+
+_CHECKED_DOMAINS = ("", "ai.onnx")
+_SEQUENCE_OPERATORS = frozenset(
+    {
+        *("ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt"),
+        *("SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
+        *("SequenceMap", "SplitToSequence"),
+    }
+)
+
+
+def read_graph(file: Path) -> onnx.ModelProto:
+    """The graph in ``file``, ready to be profiled, cut and served.
+
+    Raises InputError, one sentence naming the file and the operator or tensor, for a file that is no
+    valid ONNX model and for a valid one that cannot be planned.
+    """
+    model = parse_model(file)
+    model.graph.name = model.graph.name or file.stem
+    try:
+        _refuse(_unplannable(model))
+        sort_operators(model.graph)
+        _check(model)
+        model = inline_functions(model)
+        plain_initialisers(model)
+        free_negative_dims(model.graph)
+        _refuse(_misfits(model))
+        refer_to_weights(model, file)
+        complete_outputs(model)
+        _refuse(_unservable(model))
+    except InputError as error:
+        raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+    return model
+
+
+def _refuse(complaints: Iterator[str]) -> None:
+    complaint = next(complaints, None)
+    if complaint:
+        raise InputError(complaint)
+
+
+def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
+    """What keeps a graph from being planned, whatever else is right or wrong with it."""
+    from onnx import defs
+
+    graph = model.graph
+    if not graph.node or not graph.output:
+        yield "expected a graph with operators and outputs"
+    newest = defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in _CHECKED_DOMAINS and opset.version > newest:
+            yield f"expected opset {newest} or older, got {opset.version}"
+    if graph.sparse_initializer:
+        yield "sparse initialisers are not supported"
+    for node in (*graph.node, *(node for function in model.functions for node in function.node)):
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            yield f"operator {operator_name(node)}: control flow ({node.op_type}) is not supported"
+        if node.domain in _CHECKED_DOMAINS and node.op_type in _SEQUENCE_OPERATORS:
+            yield f"operator {operator_name(node)}: sequences ({node.op_type}) are not supported"
+    for value in (*graph.input, *graph.output):
+        if value.type.WhichOneof("value") not in (None, "tensor_type"):
+            yield f"{value.name}: expected graph inputs and outputs to be tensors"
+    for value in graph.input:
+        if not is_complete(value):
+            yield f"input {value.name}: expected a declared element type and number of dimensions"
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        for name, count in Counter(value.name for value in values).items():
+            if count > 1:
+                yield f"expected distinct {what}s, got {name} {count} times"
+
+
+def _misfits(model: onnx.ModelProto) -> Iterator[str]:
+    """Initialisers whose inline data does not have the declared size."""
+    from onnx import numpy_helper
+
+    for tensor in model.graph.initializer:
+        if any(size < 0 for size in tensor.dims):
+            yield f"initialiser {tensor.name}: expected sizes from 0, got {list(tensor.dims)}"
+        if tensor.external_data:
+            continue
+        size_bytes = dense_bytes(tensor.data_type, tensor.dims)
+        if tensor.HasField("raw_data"):
+            if len(tensor.raw_data) != size_bytes:
+                yield (
+                    f"initialiser {tensor.name}: expected {size_bytes} bytes of data, "
+                    f"got {len(tensor.raw_data)}"
+                )
+            continue
+        try:
+            numpy_helper.to_array(tensor)
+        except (TypeError, ValueError) as error:
+            yield f"initialiser {tensor.name}: expected data of its declared size: {one_line(error)}"
+
+
+def _unservable(model: onnx.ModelProto) -> Iterator[str]:
+    """What keeps a normalised graph from being served."""
+    inputs = {value.name for value in model.graph.input}
+    for value in model.graph.output:
+        if value.name in inputs:
+            yield f"output {value.name}: expected a tensor that an operator makes, got an input"
+        if not is_complete(value):
+            yield f"output {value.name}: its shape cannot be inferred, expected a declared one"
+    if not inputs:
+        yield "expected a graph with inputs"
+    if not structure(model).owned:
+        yield "expected outputs that depend on the inputs, got constants only"
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """ONNX's own checks, on a copy without big data; output types that are open are inferred later."""
+    from onnx import TensorProto, checker, helper
+
+    checked = light_copy(model)
+    for value in checked.graph.output:
+        if not is_complete(value):
+            value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, None))
+            value.type.tensor_type.shape.SetInParent()
+    try:
+        checker.check_model(checked)
+    except (checker.ValidationError, ValueError) as error:
+        raise InputError(f"not a valid ONNX model: {one_line(error)}") from error
