@@ -83,7 +83,7 @@ def test_decode_is_flat_at_small_batches_only(part_name: str) -> None:
 
 def test_quantised_weights_are_refused_because_their_decode_is_not_flat() -> None:
     config = {"model_type": "llama", "quantization_config": {"bits": 4, "quant_method": "awq"}}
-    with pytest.raises(InputError, match=r"c.json: quantization_config: expected 16 bit weights"):
+    with pytest.raises(InputError, match=r"c.json: quantization_config: expected"):
         parse_generative(config, "c.json")
 
 
