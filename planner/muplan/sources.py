@@ -11,7 +11,8 @@ from muplan.architecture.generative import GenerativeModel
 from muplan.catalog import catalog_kind, default_dims, graph_bytes, llm_bytes, load_graph, load_llm
 from muplan.hugging_face import HuggingFaceModel, find_model
 from muplan.onnx_file import read_graph
-from muplan.profile.profile_file import Profile
+from muplan.profile.profile_file import profile_sha256
+from muplan.profile.record import Profile
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weightless import missing_weights
@@ -42,7 +43,7 @@ class LoadedModel:
     @property
     def profile_fingerprint(self) -> str:
         """What the laws of this model come from: its profile, else the model itself."""
-        return self.fingerprint if self.profile is None else self.profile.fingerprint
+        return self.fingerprint if self.profile is None else profile_sha256(self.profile)
 
 
 def load_source(source: str, relative_to: Path) -> LoadedModel:

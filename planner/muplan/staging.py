@@ -11,8 +11,8 @@ from muplan.partition import DEFAULT_WEIGHTS, CutWeights, choose_cuts, cut_plans
 from muplan.profile import profiled
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
-from muplan.profile.profile_file import Profile
 from muplan.profile.profiled import cut_where_profiled, inference_bucket, stage_laws
+from muplan.profile.record import Profile
 from muplan.profile.roofline import EAGER
 from muplan.profile.shapes import dynamic_axes, tensor_specs
 from muplan.sensitivity import OperatorTimes, operator_times, phase_times, stage_law

@@ -17,14 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muserve.errors import InputError
-from muserve.gpu.parts import Part, load_part, read_part
+from muserve.gpu.parts import load_part, read_part
 
 if TYPE_CHECKING:
+    from muplan.profile.bench import Bench
     from muplan.profile.buckets import Work
-    from muplan.profile.measured import Bench
-    from muplan.profile.profile_file import Profile
+    from muplan.profile.record import Profile
     from muplan.sources import LoadedModel
-    from muserve.gpu.protocol import Gpu
 
 # Without a terminal rich assumes 80 columns, which breaks the tables.
 _PIPED_COLUMNS = 120
@@ -111,6 +110,7 @@ def command(
     MODEL is a source as in a spec (onnx:PATH, ...); a bare name is one of the catalogue. Figures are modelled
     unless --measure times a real GPU; a measurement that was stopped goes on from OUTPUT.journal.
     """
+    from muplan.profile.bench import open_bench, virtual_bench
     from muplan.profile.buckets import Sizes, bucket_works
     from muplan.profile.modelled import modelled_profile
     from muplan.profile.profile_file import profile_bytes
@@ -130,7 +130,12 @@ def command(
                 "--measure: expected --output, where the journal of finished points goes as well"
             )
         works = tuple(bucket_works(source, sizes))
-        with _bench(part, device if not virtual else None, clocks, pieces) as bench:
+        with ExitStack() as stack:
+            stack.enter_context(_interruptible(_journal_file(output)))
+            if virtual:
+                bench = stack.enter_context(virtual_bench(part, clocks, pieces))
+            else:
+                bench = open_bench(part, device, clocks, pieces)
             profile = _measured(source, works, bench, output)
     else:
         with _progress() as progress:
@@ -153,71 +158,27 @@ def command(
     console.print(profile_view(profile, top))
 
 
-@contextmanager
-def _bench(part: Part, device: int | None, clocks: int, pieces: int) -> Iterator[Bench]:
-    """The GPU to measure on, opened: the one of NVML index ``device``, or a virtual one for None."""
-    from muplan.profile.measured import Bench, check_part
-    from muplan.profile.runtime import OnnxRuntime, Runtime, VirtualRuntime
-    from muplan.profile.stopwatch import Patience
-    from muplan.profile.targets import choose_clocks
-
-    with ExitStack() as stack:
-        gpu: Gpu
-        runtime: Runtime
-        if device is None:
-            from muserve.gpu.virtual import VirtualGpu
-
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muplan-profile-")))
-            gpu = virtual_gpu = VirtualGpu.create(folder / "gpu.vgpu", part.name, 0, "VGPU-profile-0")
-            runtime, driver, patience = (
-                VirtualRuntime(virtual_gpu),
-                "none",
-                Patience(settle_s=0.05, window_s=0.03, cool_s=0.0),
-            )
-        else:
-            # Imported here so that a machine without a driver never loads NVML.
-            from muserve.gpu.nvml import NvmlGpu, driver_version
-
-            gpu, runtime, driver, patience = (
-                NvmlGpu.open(device),
-                OnnxRuntime(device),
-                driver_version(),
-                Patience(),
-            )
-            check_part(gpu, part)
-        chosen = choose_clocks(gpu, part, clocks)
-        if len(chosen) == 1:
-            click.echo(
-                f"muplan: the clock of {gpu.identity.name} may not be locked (that needs root): "
-                "measuring at its default clock only, k stays modelled",
-                err=True,
-            )
-        yield Bench(
-            gpu=gpu,
-            driver=driver,
-            part=part,
-            runtime=runtime,
-            clocks_mhz=chosen,
-            partitions=pieces,
-            patience=patience,
-        )
-
-
 def _measured(source: LoadedModel, works: tuple[Work, ...], bench: Bench, output: Path) -> Profile:
     """The measured profile, continued from the journal beside ``output`` when there is one."""
     from muplan.profile.journal import Journal
     from muplan.profile.measured import journal_identity, measured_profile
 
-    file = output.with_name(output.name + ".journal")
-    with (
-        _interruptible(file),
-        Journal(file, journal_identity(source, works, bench)) as journal,
-        _progress() as progress,
-    ):
+    if not bench.locks:
+        click.echo(
+            f"muplan: the clock of {bench.gpu.identity.name} may not be locked (that needs root): "
+            "measuring at its default clock only, k stays modelled",
+            err=True,
+        )
+    identity = journal_identity(source, works, bench)
+    with Journal(_journal_file(output), identity) as journal, _progress() as progress:
         profile = measured_profile(source, works, bench, journal, _Bar(progress))
         _write(output, profile)
         journal.remove()
     return profile
+
+
+def _journal_file(output: Path) -> Path:
+    return output.with_name(output.name + ".journal")
 
 
 class _Bar:

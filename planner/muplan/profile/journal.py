@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from muplan.profile.profile_file import Point
+from muplan.profile.record import Point
 from muserve.errors import InputError
 
 # (phase, batch, tokens, first operator, last operator, clock)

@@ -13,50 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from muplan.profile.bench import Bench
 from muplan.profile.buckets import Work
 from muplan.profile.journal import Journal
 from muplan.profile.modelled import rounded
-from muplan.profile.profile_file import PROFILE_VERSION, Bases, Bucket, Device, Point, Profile, Row
-from muplan.profile.runtime import Runtime
-from muplan.profile.stopwatch import Patience, read_workload
+from muplan.profile.record import PROFILE_VERSION, Bases, Bucket, Device, Point, Profile, Row
+from muplan.profile.stopwatch import read_workload
 from muplan.profile.targets import Target, targets
 from muplan.sources import LoadedModel
 from muserve import __version__
-from muserve.errors import GpuError, InputError
-from muserve.gpu.parts import Part
-from muserve.gpu.protocol import Gpu
+from muserve.errors import GpuError
 from muserve.plan import Basis
 from muserve.power_fit import fit_power
 from muserve.time_fit import fit_time
 
 FEWEST_CLOCKS = 3
 """Two clocks would fit any law exactly and leave nothing to judge it by."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """The device under test (``driver``: its version), the part it should be, what runs on it, and how.
-
-    ``clocks_mhz`` ascend; a single one means that the clock is left as it is. ``partitions`` is about how
-    many pieces of each model are timed beside the whole.
-    """
-
-    gpu: Gpu
-    driver: str
-    part: Part
-    runtime: Runtime
-    clocks_mhz: tuple[int, ...]
-    partitions: int
-    patience: Patience
-
-    @property
-    def locks(self) -> bool:
-        """Whether clocks are locked."""
-        return len(self.clocks_mhz) > 1
 
 
 class Watcher(Protocol):
@@ -70,20 +46,6 @@ class Watcher(Protocol):
 
     def measured(self) -> None:
         """One more point is finished."""
-
-
-def check_part(gpu: Gpu, part: Part) -> None:
-    """InputError unless ``gpu`` is the product ``part``, with its top clock."""
-    device, top_mhz = gpu.identity, gpu.supported_clocks_mhz()[-1]
-    if device.name != part.product:
-        raise InputError(
-            f"--gpu {part.name}: expected {part.product}, device {device.index} is {device.name}"
-        )
-    if top_mhz != part.top_clock_mhz:
-        raise InputError(
-            f"--gpu {part.name}: expected a top clock of {part.top_clock_mhz} MHz, "
-            f"device {device.index} ({device.name}) has {top_mhz} MHz"
-        )
 
 
 def journal_identity(source: LoadedModel, works: Sequence[Work], bench: Bench) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from muplan.profile.buckets import Work
 from muplan.profile.operators import OperatorCost
-from muplan.profile.profile_file import PROFILE_VERSION, Bases, Bucket, Profile, Row, RuntimeVersion
+from muplan.profile.record import PROFILE_VERSION, Bases, Bucket, Profile, Row, RuntimeVersion
 from muplan.profile.roofline import EXPONENT, Efficiency, KernelTime, operator_time
 from muplan.sensitivity import sum_law
 from muplan.sources import LoadedModel
@@ -133,7 +133,11 @@ def _bucket(work: Work, part: Part) -> Bucket:
         tokens=work.tokens,
         whole=rows.whole(),
         partitions=tuple(rows.span(*span) for span in spans(work.places, len(work.costs))),
-        operators=tuple(rows.row(i, i, cost.name, cost.op_type) for i, cost in enumerate(work.costs)),
+        operators=tuple(
+            rows.row(position, position, cost.name, cost.op_type)
+            for position, cost in enumerate(work.costs)
+            if cost.launches or cost.flops or cost.bytes_read or cost.bytes_written or cost.weight_bytes
+        ),
         points=(),
     )
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from muplan.profile.operators import BATCH_AXIS, OperatorCost
-from muplan.profile.profile_file import Bucket, Profile, Row
+from muplan.profile.record import Bucket, Profile, Row
 from muplan.sources import LoadedModel
 from muserve.errors import InputError
 from muserve.plan import Phase, Sensitivity, TimeLaw

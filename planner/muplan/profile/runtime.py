@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from muplan.profile.profile_file import Row, RuntimeVersion
+from muplan.profile.record import Row, RuntimeVersion
 from muplan.profile.shapes import infer_shapes
 from muserve import __version__
 from muserve.errors import InputError
@@ -73,7 +73,7 @@ class OnnxRuntime:
             raise InputError(
                 f"{graph.graph.name}: expected a graph that ONNX Runtime runs: {reason}"
             ) from error
-        return _BoundSession(session, _inputs(graph, sizes), self._cuda_device)
+        return _BoundSession(session, seeded_inputs(graph, sizes), self._cuda_device)
 
 
 class _BoundSession:
@@ -101,23 +101,34 @@ class _BoundSession:
         return time.perf_counter() - started_s
 
 
-def _inputs(graph: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A tensor for every public input: small random floats, and ones for integers and booleans.
+def seeded_inputs(graph: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A tensor for every public input: random floats, random rows of the table it looks up, else ones.
 
-    Ones are valid token numbers, masks and positions alike.
+    Tokens must differ, for equal ones would choose equal experts of a mixture. Ones are valid masks and
+    positions.
     """
     from onnx import helper
 
     shapes = infer_shapes(graph, sizes)
-    constants = {tensor.name for tensor in graph.graph.initializer}
+    tables = {tensor.name: tensor.dims for tensor in graph.graph.initializer}
+    rows = {
+        node.input[1]: tables[node.input[0]][0]
+        for node in graph.graph.node
+        if node.op_type == "Gather" and len(tables.get(node.input[0], ())) == 2
+    }
     random = np.random.default_rng(_SEED)
     inputs = {}
     for value in graph.graph.input:
-        if value.name in constants:
+        if value.name in tables:
             continue
         shape = shapes[value.name]
         dtype = helper.tensor_dtype_to_np_dtype(shape.onnx_dtype)
-        drawn = random.standard_normal(shape.dims) if dtype.kind == "f" else np.ones(shape.dims)
+        if dtype.kind == "f":
+            drawn: np.ndarray[Any, Any] = random.standard_normal(shape.dims)
+        elif value.name in rows:
+            drawn = random.integers(0, rows[value.name], shape.dims)
+        else:
+            drawn = np.ones(shape.dims)
         inputs[value.name] = np.ascontiguousarray(drawn.astype(dtype))
     return inputs
 

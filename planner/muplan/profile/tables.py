@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from muplan.profile.profile_file import Bucket, Profile, Row
+from muplan.profile.record import Bucket, Profile, Row
 from muserve.plan import Basis
 
 _LONGEST_NAME = 26

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 from muplan.profile.buckets import Work
 from muplan.profile.journal import PointKey
 from muplan.profile.modelled import ModelledRows, spans
-from muplan.profile.profile_file import Row
+from muplan.profile.record import Row
 from muplan.splitting import split
-from muserve.errors import GpuPermissionError, GpuUnsupportedError
 from muserve.gpu.parts import Part
-from muserve.gpu.protocol import Gpu
 from muserve.plan import Phase
 
 if TYPE_CHECKING:
@@ -71,20 +69,3 @@ def even_cuts(places: Sequence[int], latency_ms: Sequence[float], partitions: in
             miss = abs(passed / total - goal / partitions)
             best[goal] = min(best.get(goal, (math.inf, 0)), (miss, position))
     return tuple(sorted(position for _, position in best.values()))
-
-
-def choose_clocks(gpu: Gpu, part: Part, count: int) -> tuple[int, ...]:
-    """Clocks to measure at, ascending: ``count`` from the knee to the top, evenly apart.
-
-    The top clock alone when the device refuses to be locked: it then runs at its default.
-    """
-    supported = gpu.supported_clocks_mhz()
-    try:
-        gpu.lock_clock(supported[-1])
-    except (GpuPermissionError, GpuUnsupportedError):
-        return (supported[-1],)
-    gpu.unlock_clock()
-    working = [clock for clock in supported if clock >= part.knee_mhz]
-    steps = max(count, 2) - 1
-    goals = [working[0] + (working[-1] - working[0]) * step / steps for step in range(steps + 1)]
-    return tuple(sorted({min(working, key=lambda clock: abs(clock - goal)) for goal in goals}))

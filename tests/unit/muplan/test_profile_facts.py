@@ -13,6 +13,7 @@ from muplan.architecture.config import parse_generative
 from muplan.architecture.generative import GenerativeModel, generative_model
 from muplan.catalog import load_llm
 from muplan.profile.llm import decode_law, prefill_law
+from muserve.errors import InputError
 from muserve.gpu.parts import load_part
 from muserve.physics import energy_optimal_clock_mhz
 from muserve.plan import Basis
@@ -78,6 +79,12 @@ def test_decode_is_flat_at_small_batches_only(part_name: str) -> None:
     assert small.value < 0.05
     assert large.value > 4 * small.value
     assert large.value > 0.1
+
+
+def test_quantised_weights_are_refused_because_their_decode_is_not_flat() -> None:
+    config = {"model_type": "llama", "quantization_config": {"bits": 4, "quant_method": "awq"}}
+    with pytest.raises(InputError, match=r"c.json: quantization_config: expected"):
+        parse_generative(config, "c.json")
 
 
 @pytest.mark.parametrize("part_name", ["H100", "H200"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,25 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from muplan.architecture.config import parse_generative
+from muplan.architecture.generative import generative_model
+from muplan.catalog import load_graph
 from muplan.cli import main
+from muplan.profile.bench import Bench, check_part, choose_clocks
 from muplan.profile.buckets import Sizes, Work, bucket_works
 from muplan.profile.journal import Journal
-from muplan.profile.measured import Bench, check_part, journal_identity, measured_profile
+from muplan.profile.measured import journal_identity, measured_profile
 from muplan.profile.modelled import ModelledRows
-from muplan.profile.profile_file import Profile, parse_profile, profile_bytes, read_profile
-from muplan.profile.runtime import OnnxRuntime, VirtualRuntime
+from muplan.profile.profile_file import parse_profile, profile_bytes, read_profile
+from muplan.profile.record import Profile
+from muplan.profile.runtime import OnnxRuntime, VirtualRuntime, seeded_inputs
 from muplan.profile.stopwatch import Patience, read_workload
-from muplan.profile.targets import choose_clocks, even_cuts, targets
+from muplan.profile.targets import even_cuts, targets
 from muplan.sources import LoadedModel, load_source
 from muserve.errors import GpuError, GpuLostError, GpuPermissionError, InputError
 from muserve.gpu.parts import Part, load_part
 from muserve.gpu.virtual import VirtualGpu
-from muserve.plan import Basis
+from muserve.plan import Basis, Phase
 
 QUICK = Patience(repetitions=3, window_s=0.012, settle_s=0.04, cool_s=0.0, retries=1)
 
@@ -288,6 +294,33 @@ def test_onnx_runtime_times_real_runs_of_a_whole_and_of_its_pieces(
         assert workload.run(3) > 1.5 * seconds[-1]
     whole, *pieces = seconds
     assert whole / 3 < sum(pieces) < 3 * whole  # loose: other programs share this CPU
+
+
+def test_onnx_runtime_runs_both_steps_of_a_generative_model(part: Part) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 100,
+        "max_position_embeddings": 64,
+    }
+    llm = generative_model("tiny", parse_generative(config, "tiny"))
+    source = replace(load_source("catalog:opt-1.3b", Path()), source="tiny", llm=llm)
+    works = list(bucket_works(source, Sizes(batches=(2,), prompts=(16,), contexts=(8,))))
+    assert [work.phase for work in works] == [Phase.PREFILL, Phase.DECODE]
+    for work in works:
+        (target,) = targets(work, part, 4)
+        assert OnnxRuntime(None).load(target.graph(), work.sizes, target.modelled).run(2) > 0
+
+
+def test_tokens_differ_and_masks_are_ones() -> None:
+    """Equal tokens would choose equal experts of a mixture, and read too few of them."""
+    given = seeded_inputs(load_graph("bert-base"), {"batch": 2, "sequence": 16})
+    assert len(set(given["input_ids"].flatten().tolist())) > 20
+    assert given["attention_mask"].all()
 
 
 def test_a_machine_without_cuda_is_one_sentence(works: tuple[Work, ...], part: Part) -> None:

@@ -14,7 +14,8 @@ from muplan.pipeline import plan_spec
 from muplan.profile import profiled
 from muplan.profile.buckets import Sizes, bucket_works
 from muplan.profile.modelled import modelled_profile
-from muplan.profile.profile_file import Bases, Profile, profile_bytes
+from muplan.profile.profile_file import profile_bytes, profile_sha256
+from muplan.profile.record import Bases, Profile
 from muplan.sources import LoadedModel, load_source
 from muplan.spec import SpecFile, parse_spec
 from muserve.errors import InputError
@@ -91,7 +92,7 @@ def test_a_measured_profile_gives_the_plans_laws_and_its_fingerprint(resnet: Pro
     for law in laws:
         assert law.basis is law.sensitivity.basis is Basis.MEASURED
         assert (law.sensitivity.low, law.sensitivity.value, law.sensitivity.high) == (0.45, 0.5, 0.55)
-    assert plan.profile_fingerprints == {"m": profile.fingerprint}
+    assert plan.profile_fingerprints == {"m": profile_sha256(profile)}
 
 
 def test_latency_can_be_measured_and_k_modelled(resnet: Profile, tmp_path: Path) -> None:
