@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muplan.normal_form import (
     complete_outputs,
@@ -27,6 +27,7 @@ from muserve.weightless import parse_model, refer_to_weights
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
 _CHECKED_DOMAINS = ("", "ai.onnx")
 _SEQUENCE_OPERATORS = frozenset(
@@ -36,6 +37,7 @@ _SEQUENCE_OPERATORS = frozenset(
         *("SequenceMap", "SplitToSequence"),
     }
 )
+_MOST_DIMS = 2**15
 
 
 def read_graph(file: Path) -> onnx.ModelProto:
@@ -45,8 +47,9 @@ def read_graph(file: Path) -> onnx.ModelProto:
     valid ONNX model and for a valid one that cannot be planned.
     """
     model = parse_model(file)
-    model.graph.name = model.graph.name or file.stem
     try:
+        _check_text(model)
+        model.graph.name = model.graph.name or file.stem
         _refuse(_unplannable(model))
         sort_operators(model.graph)
         _check(model)
@@ -62,6 +65,20 @@ def read_graph(file: Path) -> onnx.ModelProto:
     return model
 
 
+def _check_text(message: Message) -> None:
+    """InputError for text that is not UTF-8: protobuf reads it, and fails when somebody uses it."""
+    if message.DESCRIPTOR.name == "TensorProto":  # not through all fields, for one of them is big
+        parts: list[Any] = [message.name, *message.external_data]  # type: ignore[attr-defined]
+    else:
+        fields = [(field, value) for field, value in message.ListFields() if field.type != field.TYPE_BYTES]
+        parts = [part for field, value in fields for part in (value if field.is_repeated else (value,))]
+    for part in parts:
+        if isinstance(part, bytes):
+            raise InputError(f"expected text in UTF-8, got {part!r:.60}")
+        if not isinstance(part, str | int | float):
+            _check_text(part)
+
+
 def _refuse(complaints: Iterator[str]) -> None:
     complaint = next(complaints, None)
     if complaint:
@@ -70,7 +87,7 @@ def _refuse(complaints: Iterator[str]) -> None:
 
 def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
     """What keeps a graph from being planned, whatever else is right or wrong with it."""
-    from onnx import defs
+    from onnx import defs, helper
 
     graph = model.graph
     if not graph.node or not graph.output:
@@ -86,6 +103,10 @@ def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
             yield f"operator {operator_name(node)}: control flow ({node.op_type}) is not supported"
         if node.domain in _CHECKED_DOMAINS and node.op_type in _SEQUENCE_OPERATORS:
             yield f"operator {operator_name(node)}: sequences ({node.op_type}) are not supported"
+        for attribute in node.attribute:
+            if not _is_credible(attribute, len(node.output)):
+                value = helper.get_attribute_value(attribute)
+                yield f"operator {operator_name(node)}: expected a possible {attribute.name}, got {value}"
     for value in (*graph.input, *graph.output):
         if value.type.WhichOneof("value") not in (None, "tensor_type"):
             yield f"{value.name}: expected graph inputs and outputs to be tensors"
@@ -96,6 +117,17 @@ def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
         for name, count in Counter(value.name for value in values).items():
             if count > 1:
                 yield f"expected distinct {what}s, got {name} {count} times"
+
+
+def _is_credible(attribute: onnx.AttributeProto, outputs: int) -> bool:
+    """False for what ONNX's shape inference takes on trust, and then ends the process or fills the memory."""
+    match attribute.name:
+        case "num_outputs":
+            return attribute.i == outputs
+        case "axes" | "axis" | "batch_dims" | "perm":
+            least = 0 if attribute.name == "batch_dims" else -_MOST_DIMS
+            return all(least <= value <= _MOST_DIMS for value in (attribute.i, *attribute.ints))
+    return True
 
 
 def _misfits(model: onnx.ModelProto) -> Iterator[str]:

@@ -378,6 +378,39 @@ def missing_data(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="w.bin")
 
 
+def absurd_axis(model: onnx.ModelProto) -> None:
+    """ONNX's shape inference does not survive it."""
+    model.graph.node.append(helper.make_node("Split", ["x"], ["z"], axis=-(2**63), num_outputs=1))
+
+
+def wrong_count(model: onnx.ModelProto) -> None:
+    """Nor this."""
+    model.graph.node.append(helper.make_node("Split", ["x"], ["z", "u"], num_outputs=1))
+
+
+def too_much_data(model: onnx.ModelProto) -> None:
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    tensor.dims[0] = 3
+    model.graph.initializer.append(tensor)
+
+
+def too_little_data(model: onnx.ModelProto) -> None:
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    tensor.dims[0] = 1000
+    model.graph.initializer.append(tensor)
+
+
+def negative_size(model: onnx.ModelProto) -> None:
+    missing_data(model)
+    model.graph.initializer[0].dims[:] = [-4]
+
+
+def name_in_another_encoding(model: onnx.ModelProto) -> None:
+    """Protobuf reads it, and fails when somebody looks."""
+    bytes_of_name = b"\x12\x04caf\xe9"
+    model.graph.MergeFromString(bytes_of_name)
+
+
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
@@ -396,6 +429,12 @@ def missing_data(model: onnx.ModelProto) -> None:
         (sparse, "sparse initialisers are not supported"),
         (unknown_rank, "input x: expected a declared element type and number of dimensions"),
         (made_twice, "not a valid ONNX model.*y"),
+        (absurd_axis, "operator making z: expected a possible axis, got -9223372036854775808"),
+        (wrong_count, "operator making z: expected a possible num_outputs, got 1"),
+        (too_much_data, "initialiser w: expected 12 bytes of data, got 16"),
+        (too_little_data, "initialiser w: expected 4000 bytes of data, got 16"),
+        (negative_size, r"initialiser w: expected sizes from 0, got \[-4\]"),
+        (name_in_another_encoding, r"expected text in UTF-8, got b'caf\\xe9'"),
         (missing_data, r"initialiser w: expected its data in w\.bin: No such file"),
     ],
 )
