@@ -20,7 +20,7 @@ from muplan.normal_form import (
     plain_initialisers,
     sort_operators,
 )
-from muplan.profile.structure import structure
+from muplan.profile.structure import in_onnx_domain, structure
 from muserve.errors import InputError, one_line
 from muserve.tensor_data import dense_bytes, light_copy
 from muserve.weightless import parse_model, refer_to_weights
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
 
-_CHECKED_DOMAINS = ("", "ai.onnx")
 _SEQUENCE_OPERATORS = frozenset(
     {
         *("ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt"),
@@ -71,7 +70,7 @@ def _check_text(message: Message) -> None:
         parts: list[Any] = [message.name, *message.external_data]  # type: ignore[attr-defined]
     else:
         fields = [(field, value) for field, value in message.ListFields() if field.type != field.TYPE_BYTES]
-        parts = [part for field, value in fields for part in (value if field.is_repeated else (value,))]
+        parts = [part for _, value in fields for part in (value if hasattr(value, "extend") else (value,))]
     for part in parts:
         if isinstance(part, bytes):
             raise InputError(f"expected text in UTF-8, got {part!r:.60}")
@@ -94,14 +93,14 @@ def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
         yield "expected a graph with operators and outputs"
     newest = defs.onnx_opset_version()
     for opset in model.opset_import:
-        if opset.domain in _CHECKED_DOMAINS and opset.version > newest:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
             yield f"expected opset {newest} or older, got {opset.version}"
     if graph.sparse_initializer:
         yield "sparse initialisers are not supported"
     for node in (*graph.node, *(node for function in model.functions for node in function.node)):
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             yield f"operator {operator_name(node)}: control flow ({node.op_type}) is not supported"
-        if node.domain in _CHECKED_DOMAINS and node.op_type in _SEQUENCE_OPERATORS:
+        if in_onnx_domain(node) and node.op_type in _SEQUENCE_OPERATORS:
             yield f"operator {operator_name(node)}: sequences ({node.op_type}) are not supported"
         for attribute in node.attribute:
             if not _is_credible(attribute, len(node.output)):

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from muplan.profile.flops import flops, in_onnx_domain, on_matrix_units
+from muplan.profile.flops import flops, on_matrix_units
 from muplan.profile.shapes import infer_shapes
-from muplan.profile.structure import Structure, structure
+from muplan.profile.structure import Structure, in_onnx_domain, structure
 from muplan.profile.tensor_shape import TensorShape
 
 if TYPE_CHECKING:

@@ -80,6 +80,11 @@ class Structure:
         }
 
 
+def in_onnx_domain(node: onnx.NodeProto) -> bool:
+    """Whether the operator claims to be one of ONNX's own, and not another vendor's."""
+    return node.domain in ("", "ai.onnx")
+
+
 def structure(model: onnx.ModelProto) -> Structure:
     """The structure of ``model``, whose operators must be in topological order."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

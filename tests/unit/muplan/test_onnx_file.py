@@ -205,6 +205,13 @@ def test_a_graph_that_fits_few_sizes_is_probed_at_the_given_ones(tmp_path: Path)
     assert len(split(model, (0,), {"n": 3, "m": 7})) == 2
 
 
+def test_an_axis_that_is_squeezed_away_at_one_is_taken_as_fixed(tmp_path: Path) -> None:
+    original = graph("(float[n, m] x) => (float[k] y) { a = Add(x, w)  b = Squeeze(a)  y = Tanh(b) }")
+    original.graph.initializer.append(numpy_helper.from_array(np.ones((1, 7), np.float32), "w"))
+    model = imported(original, tmp_path)
+    assert symbolic_dims(model, {"n": 1, "m": 7})["b"][1] == (7,)
+
+
 def test_a_free_image_size_stays_free_behind_strides(tmp_path: Path) -> None:
     model = imported(
         graph("(float[n, 1, h, w] x) => (float[n, 1, a, b] y) "
@@ -298,8 +305,10 @@ def foreign(declared: bool) -> onnx.ModelProto:
 
 
 def test_unknown_operators_need_declared_shapes_and_cost_what_they_move(tmp_path: Path) -> None:
-    first, _ = operator_costs(imported(foreign(declared=True), tmp_path), 1, {"n": 2})
-    assert (first.bytes_read, first.bytes_written) == (2 * 4 * 4, 2 * 8 * 4)
+    known = imported(foreign(declared=True), tmp_path)
+    first, _ = operator_costs(known, 1, {"n": 2})
+    assert (first.bytes_read, first.bytes_written, first.flops) == (2 * 4 * 4, 2 * 8 * 4, 0)
+    assert tensor_specs(split(known, (0,))[1])[0][0].dims == (None, 8)
     model = imported(foreign(declared=False), tmp_path)
     with pytest.raises(InputError, match=r"operator a: Fused of domain com\.acme is not supported, unless"):
         operator_costs(model, 1, {"n": 2})
