@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
+from muplan.profile.structure import in_onnx_domain
 from muplan.profile.symbolic import symbolic_dims
 from muserve.errors import InputError, one_line
 
@@ -121,7 +122,7 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+    if node.op_type != "Constant" or not in_onnx_domain(node) or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
     tensor = TensorProto()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muplan.normal_form import (
     complete_outputs,
@@ -20,15 +20,15 @@ from muplan.normal_form import (
     plain_initialisers,
     sort_operators,
 )
-from muplan.profile.structure import structure
+from muplan.profile.structure import in_onnx_domain, structure
 from muserve.errors import InputError, one_line
 from muserve.tensor_data import dense_bytes, light_copy
 from muserve.weightless import parse_model, refer_to_weights
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
-_CHECKED_DOMAINS = ("", "ai.onnx")
 _SEQUENCE_OPERATORS = frozenset(
     {
         *("ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt"),
@@ -36,6 +36,7 @@ _SEQUENCE_OPERATORS = frozenset(
         *("SequenceMap", "SplitToSequence"),
     }
 )
+_MOST_DIMS = 2**15
 
 
 def read_graph(file: Path) -> onnx.ModelProto:
@@ -45,8 +46,9 @@ def read_graph(file: Path) -> onnx.ModelProto:
     valid ONNX model and for a valid one that cannot be planned.
     """
     model = parse_model(file)
-    model.graph.name = model.graph.name or file.stem
     try:
+        _check_text(model)
+        model.graph.name = model.graph.name or file.stem
         _refuse(_unplannable(model))
         sort_operators(model.graph)
         _check(model)
@@ -62,6 +64,20 @@ def read_graph(file: Path) -> onnx.ModelProto:
     return model
 
 
+def _check_text(message: Message) -> None:
+    """InputError for text that is not UTF-8: protobuf reads it, and fails when somebody uses it."""
+    if message.DESCRIPTOR.name == "TensorProto":  # not through all fields, for one of them is big
+        parts: list[Any] = [message.name, *message.external_data]  # type: ignore[attr-defined]
+    else:
+        fields = [(field, value) for field, value in message.ListFields() if field.type != field.TYPE_BYTES]
+        parts = [part for _, value in fields for part in (value if hasattr(value, "extend") else (value,))]
+    for part in parts:
+        if isinstance(part, bytes):
+            raise InputError(f"expected text in UTF-8, got {part!r:.60}")
+        if not isinstance(part, str | int | float):
+            _check_text(part)
+
+
 def _refuse(complaints: Iterator[str]) -> None:
     complaint = next(complaints, None)
     if complaint:
@@ -70,22 +86,26 @@ def _refuse(complaints: Iterator[str]) -> None:
 
 def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
     """What keeps a graph from being planned, whatever else is right or wrong with it."""
-    from onnx import defs
+    from onnx import defs, helper
 
     graph = model.graph
     if not graph.node or not graph.output:
         yield "expected a graph with operators and outputs"
     newest = defs.onnx_opset_version()
     for opset in model.opset_import:
-        if opset.domain in _CHECKED_DOMAINS and opset.version > newest:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
             yield f"expected opset {newest} or older, got {opset.version}"
     if graph.sparse_initializer:
         yield "sparse initialisers are not supported"
     for node in (*graph.node, *(node for function in model.functions for node in function.node)):
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             yield f"operator {operator_name(node)}: control flow ({node.op_type}) is not supported"
-        if node.domain in _CHECKED_DOMAINS and node.op_type in _SEQUENCE_OPERATORS:
+        if in_onnx_domain(node) and node.op_type in _SEQUENCE_OPERATORS:
             yield f"operator {operator_name(node)}: sequences ({node.op_type}) are not supported"
+        for attribute in node.attribute:
+            if not _is_credible(attribute, len(node.output)):
+                value = helper.get_attribute_value(attribute)
+                yield f"operator {operator_name(node)}: expected a possible {attribute.name}, got {value}"
     for value in (*graph.input, *graph.output):
         if value.type.WhichOneof("value") not in (None, "tensor_type"):
             yield f"{value.name}: expected graph inputs and outputs to be tensors"
@@ -96,6 +116,17 @@ def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
         for name, count in Counter(value.name for value in values).items():
             if count > 1:
                 yield f"expected distinct {what}s, got {name} {count} times"
+
+
+def _is_credible(attribute: onnx.AttributeProto, outputs: int) -> bool:
+    """False for what ONNX's shape inference takes on trust, and then ends the process or fills the memory."""
+    match attribute.name:
+        case "num_outputs":
+            return attribute.i == outputs
+        case "axes" | "axis" | "batch_dims" | "perm":
+            least = 0 if attribute.name == "batch_dims" else -_MOST_DIMS
+            return all(least <= value <= _MOST_DIMS for value in (attribute.i, *attribute.ints))
+    return True
 
 
 def _misfits(model: onnx.ModelProto) -> Iterator[str]:

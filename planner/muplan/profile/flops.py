@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from muplan.profile.structure import in_onnx_domain
 from muplan.profile.tensor_shape import TensorShape
 
 if TYPE_CHECKING:
@@ -47,11 +48,6 @@ _PER_ELEMENT = {
     "Pad": 0.0,
     "Tile": 0.0,
 }
-
-
-def in_onnx_domain(node: onnx.NodeProto) -> bool:
-    """Whether ONNX itself defines the operator."""
-    return node.domain in ("", "ai.onnx")
 
 
 def on_matrix_units(node: onnx.NodeProto) -> bool:

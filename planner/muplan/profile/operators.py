@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from muplan.profile.flops import flops, in_onnx_domain, on_matrix_units
+from muplan.profile.flops import flops, on_matrix_units
 from muplan.profile.shapes import infer_shapes
-from muplan.profile.structure import Structure, structure
+from muplan.profile.structure import Structure, in_onnx_domain, structure
 from muplan.profile.tensor_shape import TensorShape
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class OperatorCost:
     ``flops``: floating-point operations. ``bytes_read`` and ``bytes_written``: device memory traffic,
     weights included. ``weight_bytes``: initialisers that no earlier operator reads. ``matrix``: runs on
     the dtype's matrix units. ``launches``: starts a kernel of its own. ``crossing``: tensors a cut after
-    this operator would send on, ``cut_bytes`` their size. ``cuttable``: whether such a cut is offered
-    (no fused kernel torn apart, at most ``MOST_CROSSING_TENSORS`` tensors, none of them a scalar or
-    dequantised).
+    this operator would send on, left out when there are more than ``MOST_CROSSING_TENSORS``;
+    ``cut_bytes``: the size of all. ``cuttable``: whether such a cut is offered (no fused kernel torn
+    apart, few tensors, none of them a scalar or dequantised).
     """
 
     name: str
@@ -82,7 +82,7 @@ def operator_costs(model: onnx.ModelProto, batch: int, dims: Mapping[str, int]) 
     shapes = infer_shapes(model, {**dims, BATCH_AXIS: batch})
     graph = structure(model)
     work = _work(graph, shapes)
-    crossing = graph.crossing()
+    crossings = _crossings(graph, shapes)
     return tuple(
         OperatorCost(
             name=node.name or f"{node.op_type}_{position}",
@@ -93,9 +93,9 @@ def operator_costs(model: onnx.ModelProto, batch: int, dims: Mapping[str, int]) 
             weight_bytes=work[position].weight_bytes,
             matrix=on_matrix_units(node),
             launches=work[position].launches,
-            crossing=crossing[position],
-            cut_bytes=sum(shapes[name].size_bytes for name in crossing[position]),
-            cuttable=_cuttable(graph, work, position, crossing[position], shapes),
+            crossing=crossings[position][0],
+            cut_bytes=crossings[position][1],
+            cuttable=_cuttable(graph, work, position, crossings[position][0], shapes),
         )
         for position, node in enumerate(graph.nodes)
     )
@@ -182,6 +182,28 @@ def _read_bytes(graph: Structure, node: onnx.NodeProto, name: str, shapes: Mappi
     return shapes[name].size_bytes
 
 
+def _crossings(graph: Structure, shapes: Mapping[str, TensorShape]) -> list[tuple[tuple[str, ...], int]]:
+    """For every position, the tensors that live across it, if few, and the bytes of all of them."""
+    lifetimes = graph.lifetimes()
+    ending: dict[int, list[str]] = {}
+    for name, (_, last) in lifetimes.items():
+        ending.setdefault(last, []).append(name)
+    live: dict[str, None] = {}
+    live_bytes = 0
+    result = []
+    for position, node in enumerate(graph.nodes):
+        for name in ending.get(position, ()):
+            del live[name]
+            live_bytes -= shapes[name].size_bytes
+        for name in node.output:
+            if name in lifetimes:
+                live[name] = None
+                live_bytes += shapes[name].size_bytes
+        few = len(live) <= MOST_CROSSING_TENSORS
+        result.append((tuple(live) if few else (), live_bytes))
+    return result
+
+
 def _cuttable(
     graph: Structure,
     work: list[_Work],
@@ -194,10 +216,9 @@ def _cuttable(
     while following < len(work) and graph.nodes[following].op_type == "DequantizeLinear":
         following += 1  # they run inside the kernels that read them
     before_kernel = following < len(work) and work[following].launches
-    few = 0 < len(crossing) <= MOST_CROSSING_TENSORS
     return (
         before_kernel
-        and few
+        and bool(crossing)
         and all(shapes[name].dims and not _read_in_place(graph, work, name) for name in crossing)
     )
 

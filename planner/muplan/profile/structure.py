@@ -67,19 +67,22 @@ class Structure:
                 visited.add(source)
                 pending.extend(n for n in self.nodes[source].input if n)
 
-    def crossing(self) -> tuple[tuple[str, ...], ...]:
-        """For every position, the results of owned operators up to it that later ones still read."""
+    def lifetimes(self) -> dict[str, tuple[int, int]]:
+        """For every result that a later owned operator reads: where it is made and where it is last read."""
         last_use: dict[str, int] = {}
         for position in sorted(self.owned):
             last_use.update((name, position) for name in self.needs(position) if name in self.producers)
-        live: dict[str, None] = {}
-        result = []
-        for position, node in enumerate(self.nodes):
-            if position in self.owned:
-                live.update((name, None) for name in node.output if last_use.get(name, -1) > position)
-                live = {name: None for name in live if last_use[name] > position}
-            result.append(tuple(live))
-        return tuple(result)
+        return {
+            name: (position, last_use[name])
+            for position in sorted(self.owned)
+            for name in self.nodes[position].output
+            if last_use.get(name, -1) > position
+        }
+
+
+def in_onnx_domain(node: onnx.NodeProto) -> bool:
+    """Whether the operator claims to be one of ONNX's own, and not another vendor's."""
+    return node.domain in ("", "ai.onnx")
 
 
 def structure(model: onnx.ModelProto) -> Structure:

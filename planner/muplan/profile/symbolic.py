@@ -33,11 +33,11 @@ def symbolic_dims(
     result: dict[str, list[int | str | None]] = {name: list(s.dims) for name, s in reference.items()}
     stubborn = []
     for axis in axes:
-        if probe := _probe(model, base, (axis,)):
+        if probe := _probe(model, reference, base, (axis,)):
             _mark(result, reference, probe[1], {(base[axis], probe[0][axis]): axis})
         else:
             stubborn.append(axis)
-    if stubborn and (probe := _probe(model, base, stubborn)):
+    if stubborn and (probe := _probe(model, reference, base, stubborn)):
         moves = {(base[axis], probe[0][axis]): axis for axis in reversed(stubborn)}
         _mark(result, reference, probe[1], moves)
     return {name: (reference[name].onnx_dtype, tuple(dims)) for name, dims in result.items()}
@@ -64,15 +64,21 @@ def _reference(
 
 
 def _probe(
-    model: onnx.ModelProto, base: Mapping[str, int], axes: Iterable[str]
+    model: onnx.ModelProto,
+    reference: Mapping[str, TensorShape],
+    base: Mapping[str, int],
+    axes: Iterable[str],
 ) -> tuple[dict[str, int], dict[str, TensorShape]] | None:
     """Shapes with ``axes`` larger than ``base`` by the largest step that fits; None when none does."""
     for step in _PROBED_STEPS:
         grown = {**base, **{axis: base[axis] + step for axis in axes}}
         try:
-            return grown, infer_shapes(model, grown)
+            shapes = infer_shapes(model, grown)
         except InputError:
             continue
+        # A size of 1 may have been squeezed away.
+        if all(len(shape.dims) == len(reference[name].dims) for name, shape in shapes.items()):
+            return grown, shapes
     return None
 
 

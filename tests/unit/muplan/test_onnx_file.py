@@ -205,6 +205,13 @@ def test_a_graph_that_fits_few_sizes_is_probed_at_the_given_ones(tmp_path: Path)
     assert len(split(model, (0,), {"n": 3, "m": 7})) == 2
 
 
+def test_an_axis_that_is_squeezed_away_at_one_is_taken_as_fixed(tmp_path: Path) -> None:
+    original = graph("(float[n, m] x) => (float[k] y) { a = Add(x, w)  b = Squeeze(a)  y = Tanh(b) }")
+    original.graph.initializer.append(numpy_helper.from_array(np.ones((1, 7), np.float32), "w"))
+    model = imported(original, tmp_path)
+    assert symbolic_dims(model, {"n": 1, "m": 7})["b"][1] == (7,)
+
+
 def test_a_free_image_size_stays_free_behind_strides(tmp_path: Path) -> None:
     model = imported(
         graph("(float[n, 1, h, w] x) => (float[n, 1, a, b] y) "
@@ -298,8 +305,10 @@ def foreign(declared: bool) -> onnx.ModelProto:
 
 
 def test_unknown_operators_need_declared_shapes_and_cost_what_they_move(tmp_path: Path) -> None:
-    first, _ = operator_costs(imported(foreign(declared=True), tmp_path), 1, {"n": 2})
-    assert (first.bytes_read, first.bytes_written) == (2 * 4 * 4, 2 * 8 * 4)
+    known = imported(foreign(declared=True), tmp_path)
+    first, _ = operator_costs(known, 1, {"n": 2})
+    assert (first.bytes_read, first.bytes_written, first.flops) == (2 * 4 * 4, 2 * 8 * 4, 0)
+    assert tensor_specs(split(known, (0,))[1])[0][0].dims == (None, 8)
     model = imported(foreign(declared=False), tmp_path)
     with pytest.raises(InputError, match=r"operator a: Fused of domain com\.acme is not supported, unless"):
         operator_costs(model, 1, {"n": 2})
@@ -378,6 +387,39 @@ def missing_data(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="w.bin")
 
 
+def absurd_axis(model: onnx.ModelProto) -> None:
+    """ONNX's shape inference does not survive it."""
+    model.graph.node.append(helper.make_node("Split", ["x"], ["z"], axis=-(2**63), num_outputs=1))
+
+
+def wrong_count(model: onnx.ModelProto) -> None:
+    """Nor this."""
+    model.graph.node.append(helper.make_node("Split", ["x"], ["z", "u"], num_outputs=1))
+
+
+def too_much_data(model: onnx.ModelProto) -> None:
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    tensor.dims[0] = 3
+    model.graph.initializer.append(tensor)
+
+
+def too_little_data(model: onnx.ModelProto) -> None:
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    tensor.dims[0] = 1000
+    model.graph.initializer.append(tensor)
+
+
+def negative_size(model: onnx.ModelProto) -> None:
+    missing_data(model)
+    model.graph.initializer[0].dims[:] = [-4]
+
+
+def name_in_another_encoding(model: onnx.ModelProto) -> None:
+    """Protobuf reads it, and fails when somebody looks."""
+    bytes_of_name = b"\x12\x04caf\xe9"
+    model.graph.MergeFromString(bytes_of_name)
+
+
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
@@ -396,6 +438,12 @@ def missing_data(model: onnx.ModelProto) -> None:
         (sparse, "sparse initialisers are not supported"),
         (unknown_rank, "input x: expected a declared element type and number of dimensions"),
         (made_twice, "not a valid ONNX model.*y"),
+        (absurd_axis, "operator making z: expected a possible axis, got -9223372036854775808"),
+        (wrong_count, "operator making z: expected a possible num_outputs, got 1"),
+        (too_much_data, "initialiser w: expected 12 bytes of data, got 16"),
+        (too_little_data, "initialiser w: expected 4000 bytes of data, got 16"),
+        (negative_size, r"initialiser w: expected sizes from 0, got \[-4\]"),
+        (name_in_another_encoding, r"expected text in UTF-8, got b'caf\\xe9'"),
         (missing_data, r"initialiser w: expected its data in w\.bin: No such file"),
     ],
 )

@@ -75,6 +75,19 @@ def test_a_cut_never_tears_a_fused_kernel_apart() -> None:
                 assert 1 <= len(place.crossing) <= 4
 
 
+def test_no_cut_is_offered_where_much_crosses() -> None:
+    branches = [f"a{i} = MatMul(x, x)" for i in range(6)]
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[3, 3] x) => (float[18, 3] y)
+        {{ {" ".join(branches)} y = Concat <axis = 0> ({", ".join(f"a{i}" for i in range(6))}) }}
+    """)
+    costs = operator_costs(model, 1, {})
+    assert [cost.cut_bytes for cost in costs] == [36 * n for n in (1, 2, 3, 4, 5, 6, 0)]
+    assert [len(cost.crossing) for cost in costs] == [1, 2, 3, 4, 0, 0, 0]
+    assert [cost.cuttable for cost in costs] == [True] * 4 + [False] * 3
+
+
 def test_elementwise_operators_fuse_into_the_kernel_before_them() -> None:
     costs = {cost.name: cost for cost in costs_of("resnet-50")}
     fused = [cost for cost in costs.values() if cost.op_type in ("Relu", "Add")]
