@@ -92,7 +92,7 @@ def test_each_replica_of_an_engine_has_its_own_gpu_and_queue(replicated: Replica
     spent = np.subtract(replicated.busy_ms(), before)
     step_ms = replicated.law_ms("llm_engine", Phase.DECODE)
     prefill_ms = replicated.law_ms("llm_engine", Phase.PREFILL)
-    assert min(spent) > sum(spent) / 3, "a burst is shared between the replicas"
+    assert min(spent) > sum(spent) / 6, "a burst is shared between the replicas"
     assert sum(spent) == pytest.approx(REQUESTS * (prefill_ms + TOKENS * step_ms), rel=0.05)
     assert metric(replicated.server, "mu_slo_met_total", "llm") == REQUESTS
 
