@@ -154,7 +154,7 @@ def test_the_catalogue_ships_what_its_configs_say(name: str) -> None:
         ({"word_embed_proj_dim": 16}, r"expected word_embed_proj_dim to be hidden_size, got 16"),
         ({"activation_function": "mish"}, r"activation_function: .*got 'mish'"),
         ({"num_hidden_layers": 10**9}, r"num_hidden_layers: .*less than or equal to 1000"),
-        ({"quantization_config": {"bits": 4}}, r"expected a network that is not quantised"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config: expected 16 bit weights"),
         (LLAMA | {"rope_scaling": {"type": "yarn"}}, r"rope_scaling\.type: .*'llama3'.*got 'yarn'"),
         (QWEN3_MOE | {"num_experts_per_tok": 7}, r"expected at most 6 experts a token, got 7"),
         (LLAMA | {"partial_rotary_factor": 0.5}, r"partial_rotary_factor: .*got 0.5"),
