@@ -12,7 +12,7 @@ Operators that no public output depends on belong nowhere: runtimes drop them to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,13 +35,15 @@ class Structure:
     """The linearised graph.
 
     ``owned`` are the positions of operators that belong to exactly one partition; all others are repeated
-    where needed, or dead. ``producers`` maps a tensor to its operator's position,
-    ``constants`` are the initialisers, ``inputs`` and ``outputs`` the public tensors in graph order.
+    where needed, or dead. ``producers`` maps a tensor to its operator's position, ``sources`` the position
+    of each of the others to what its result comes from. ``constants`` are the initialisers, ``inputs`` and
+    ``outputs`` the public tensors in graph order.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
     owned: frozenset[int]
     producers: dict[str, int]
+    sources: dict[int, tuple[str, ...]]
     constants: dict[str, onnx.TensorProto]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -56,16 +58,7 @@ class Structure:
 
         Yields initialisers, public inputs and results of owned operators; a name may come twice.
         """
-        pending = [name for name in self.nodes[position].input if name]
-        visited: set[int] = set()
-        while pending:
-            name = pending.pop()
-            source = self.producers.get(name)
-            if source is None or source in self.owned:
-                yield name
-            elif source not in visited:
-                visited.add(source)
-                pending.extend(n for n in self.nodes[source].input if n)
+        return _read_through(self.nodes[position], self.producers, self.owned, self.sources)
 
     def lifetimes(self) -> dict[str, tuple[int, int]]:
         """For every result that a later owned operator reads: where it is made and where it is last read."""
@@ -102,14 +95,35 @@ def structure(model: onnx.ModelProto) -> Structure:
             shape.update(node.output)
         elif position in live:
             owned.append(position)
+    nodes, owned_positions = tuple(model.graph.node), frozenset(owned)
+    producers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    sources: dict[int, tuple[str, ...]] = {}
+    for position in sorted(set(range(len(nodes))) - owned_positions):
+        read_names = _read_through(nodes[position], producers, owned_positions, sources)
+        sources[position] = tuple(dict.fromkeys(read_names))
     return Structure(
-        nodes=tuple(model.graph.node),
-        owned=frozenset(owned),
-        producers={name: i for i, node in enumerate(model.graph.node) for name in node.output if name},
+        nodes=nodes,
+        owned=owned_positions,
+        producers=producers,
+        sources=sources,
         constants=constants,
         inputs=inputs,
         outputs=tuple(value.name for value in model.graph.output),
     )
+
+
+def _read_through(
+    node: onnx.NodeProto,
+    producers: Mapping[str, int],
+    owned: frozenset[int],
+    sources: Mapping[int, tuple[str, ...]],
+) -> Iterator[str]:
+    for name in node.input:
+        position = producers.get(name)
+        if position is not None and position not in owned:
+            yield from sources[position]
+        elif name:
+            yield name
 
 
 def _live(model: onnx.ModelProto) -> frozenset[int]:

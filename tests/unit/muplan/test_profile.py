@@ -18,6 +18,7 @@ from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefi
 from muplan.profile.operators import OperatorCost, graph_dtype, operator_costs
 from muplan.profile.roofline import GRAPH_RUNTIME, KernelTime, operator_time
 from muplan.profile.shapes import dynamic_axes, infer_shapes, tensor_specs
+from muplan.profile.structure import structure
 from muplan.profile.symbolic import symbolic_dims
 from muplan.sensitivity import stage_law
 from muserve.errors import InputError
@@ -140,6 +141,20 @@ def test_shape_arithmetic_is_followed_however_deep_it_goes() -> None:
         agraph (float[n, 6] x0) => (float[a, b] x40) <int64[1] huge = {{1000000}}> {{ {steps} }}
     """)
     assert infer_shapes(model, {"n": 2})["x40"].dims == (2, 6)
+
+
+def test_long_chains_of_shape_arithmetic_are_seen_through() -> None:
+    """The last Reshape needs nothing but the public input, over a thousand repeated operators."""
+    steps = " ".join(f"s{i + 1} = Mod(s{i}, huge)" for i in range(1000))
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[n, 6] x) => (float[a, b] y) <int64[1] huge = {{1000000}}>
+        {{ s0 = Shape(x) {steps} z = Neg(x) y = Reshape(z, s1000) }}
+    """)
+    graph = structure(model)
+    assert sorted(graph.owned) == [1001, 1002]
+    assert set(graph.needs(1002)) == {"z", "x", "huge"}
+    assert graph.lifetimes() == {"z": (1001, 1002)}
 
 
 def test_a_declared_shape_counts_where_none_can_be_inferred() -> None:
