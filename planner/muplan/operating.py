@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 
 from muplan.queueing import (
     busy_probability,
+    decay_rate,
     erlang_c,
     length_quantiles,
+    line_within,
     processor_sharing,
     slot_wait_ms,
     within,
@@ -84,6 +86,16 @@ class _Load:
         """How many times as long work takes here as alone, leaving one engine's own work out."""
         active = sum(engine.active for model, engine in self.engines.items() if model != without)
         return processor_sharing(self.stage_share, active)
+
+    def pace(self, own_share: float) -> float:
+        """How many times as long a model's stages take here as alone; ``own_share`` is their own load.
+
+        Their own requests wait in line and do not count: while one is worked on it shares with others only.
+        """
+        if self.stage_share >= 1.0:
+            return math.inf
+        active = sum(engine.active for engine in self.engines.values())
+        return processor_sharing(self.stage_share - own_share, active)
 
     @property
     def quiet(self) -> float:
@@ -203,17 +215,19 @@ class ClusterModel:
             return 1.0
         if demand.kind is ModelKind.GENERATIVE:
             return self._engine_attainment(model, loads[gpus[0]])
-        service_ms = excess_ms = 0.0
-        quiet = 1.0
+        times_ms: dict[int, float] = defaultdict(float)
+        slack_ms = demand.slo_ms
         for number, (stage, gpu) in enumerate(zip(demand.stages, gpus, strict=True)):
             part, load = self.slots[gpu].part, loads[gpu]
-            time_ms = self._time_ms(stage.law(part.name, Phase.INFERENCE), part, load.clock_mhz)
-            moved = number > 0 and gpu != gpus[number - 1]
-            service_ms += time_ms + (stage.transfer_ms if moved else 0.0)
-            excess_ms += time_ms * (load.crowding() - 1.0)
-            quiet *= load.quiet
-        excess_ms *= (demand.burstiness_cv**2 + 1.0) / 2.0
-        return within(demand.slo_ms, service_ms, excess_ms, 1.0 - quiet)
+            times_ms[gpu] += self._time_ms(stage.law(part.name, Phase.INFERENCE), part, load.clock_mhz)
+            if number > 0 and gpu != gpus[number - 1]:
+                slack_ms -= stage.transfer_ms
+        rate, decay = demand.rate_rps / 1000.0, math.inf
+        for gpu, time_ms in times_ms.items():
+            paced_ms = time_ms * loads[gpu].pace(rate * time_ms)
+            slack_ms -= paced_ms
+            decay = min(decay, decay_rate(rate, paced_ms, demand.burstiness_cv))
+        return line_within(slack_ms, decay)
 
     def _engine_attainment(self, model: int, load: _Load) -> float:
         """Share of answers whose wait for a slot and time in it fit, over the lengths of the answers."""

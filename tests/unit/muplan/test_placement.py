@@ -15,8 +15,10 @@ from muplan.operating import ClusterModel
 from muplan.placement import EXHAUSTIVE_LIMIT, Placement, Search, place
 from muplan.queueing import (
     busy_probability,
+    decay_rate,
     erlang_c,
     length_quantiles,
+    line_within,
     processor_sharing,
     slot_wait_ms,
     within,
@@ -122,7 +124,7 @@ def test_lax_models_share_a_gpu_at_the_knee_and_the_other_is_parked() -> None:
 
 def test_what_suffers_alike_shares_a_gpu() -> None:
     """Two models that need a high clock, two that do not, and too much load for one GPU."""
-    tight = [single_pass(f"tight{i}", (10.0, 0.9), rate=10, slo=80) for i in range(2)]
+    tight = [single_pass(f"tight{i}", (10.0, 0.9), rate=10, slo=40) for i in range(2)]
     loose = [single_pass(f"loose{i}", (10.0, 0.1), rate=40, slo=2_000) for i in range(2)]
     placement = place([tight[0], loose[0], tight[1], loose[1]], cluster(2))
     assert placement.score.feasible
@@ -135,7 +137,7 @@ def test_what_suffers_alike_shares_a_gpu() -> None:
 
 
 def test_reason_names_the_model_that_binds_the_clock() -> None:
-    placement = place([single_pass("tight", (10.0, 0.9), rate=5, slo=36)], cluster(1))
+    placement = place([single_pass("tight", (10.0, 0.9), rate=5, slo=26)], cluster(1))
     assert placement.score.feasible
     assert V100.knee_mhz < clocks(placement)[0] < V100.top_clock_mhz
     assert "keeps tight" in placement.clock_reasons[0]
@@ -163,7 +165,8 @@ def test_nothing_beats_exhaustive_search(demands: list[Demand]) -> None:
     search = Search(ClusterModel(demands, cluster(2)))
     assert search.assignments() <= EXHAUSTIVE_LIMIT
     best, found = search.exhaustive()[1], search.local()[1]
-    assert found >= best or math.isclose(found.power_w, best.power_w)
+    # Of two mirror images on equal GPUs only one is tried, and clocks go down in the order of the GPUs.
+    assert found >= best or math.isclose(found.power_w, best.power_w, rel_tol=0.01)
 
 
 def test_local_search_is_close_to_the_optimum() -> None:
@@ -315,3 +318,20 @@ def mean_response(load: float, permanent: int, jobs: int) -> float:
             running.append((1.0, now))
             next_arrival = now + draw.expovariate(load)
     return total / jobs
+
+
+@given(load=st.floats(0.01, 0.98), cv=st.floats(0.0, 5.0))
+def test_the_decay_of_a_line_solves_its_equation(load: float, cv: float) -> None:
+    """Gaps of mean 1 / rate and service of 1: A(eta) exp(eta) = 1; a bursty line decays slowly."""
+    eta = decay_rate(load, 1.0, cv)
+    variance = max(cv, 0.05) ** 2
+    assert eta > 0
+    assert eta == pytest.approx(math.log1p(eta * variance / load) / variance, rel=1e-6)
+    assert decay_rate(load, 1.0, cv + 0.5) < eta
+
+
+def test_lines_at_their_limits() -> None:
+    assert decay_rate(1.0, 1.0, 1.0) == 0.0
+    assert line_within(10.0, decay_rate(0.5, math.inf, 1.0)) == 0.0
+    assert line_within(0.0, 1.0) == 0.0
+    assert line_within(1e6, 1.0) == 1.0
