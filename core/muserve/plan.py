@@ -171,8 +171,8 @@ class GpuPlan:
     """One GPU of the cluster and the clock it should start at.
 
     ``name`` is ``<node>/gpu<index>``. ``part`` names an entry of the part catalogue
-    (``muserve.gpu.parts``). ``uuid`` is set for virtual GPUs; for real ones it is null and the device
-    is found by ``index`` on its node.
+    (``muserve.gpu.parts``) or a file ``parts/<part>.json`` beside the plan. ``uuid`` is set for virtual GPUs;
+    for real ones it is null and the device is found by ``index`` on its node.
     """
 
     __pydantic_config__ = _STRICT

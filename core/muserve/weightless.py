@@ -82,23 +82,39 @@ def strip_weights(model: onnx.ModelProto, largest_inline_bytes: int) -> onnx.Mod
     Integer initialisers (shapes, indices) and small constants stay inline: they are part of the
     graph's meaning and cannot be invented from a seed.
     """
+    return hollow_weights(
+        model,
+        frozenset(
+            tensor.name
+            for tensor in model.graph.initializer
+            if np.issubdtype(initialiser_dtype(tensor), np.floating)
+            and dense_bytes(tensor.data_type, tensor.dims) > largest_inline_bytes
+        ),
+    )
+
+
+def hollow_weights(
+    model: onnx.ModelProto, names: frozenset[str], tables: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
+    """A copy of ``model`` without the data of the initialisers called ``names``; weightless ones stay so.
+
+    ``tables`` are those that rows are looked up in, in the whole network if not in this part of it.
+    """
     import onnx
 
-    stripped = onnx.ModelProto()
-    stripped.CopyFrom(model)
+    hollow = onnx.ModelProto()
+    hollow.CopyFrom(model)
     uses = _uses(model)
-    for tensor in stripped.graph.initializer:
-        dtype = initialiser_dtype(tensor)
-        if is_weightless(tensor) or not np.issubdtype(dtype, np.floating):
+    for tensor in hollow.graph.initializer:
+        if tensor.name not in names or is_weightless(tensor):
             continue
-        if dense_bytes(tensor.data_type, tensor.dims) > largest_inline_bytes:
-            hollow = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-            hollow.data_location = onnx.TensorProto.EXTERNAL
-            mean, deviation = _scale(tuple(tensor.dims), uses.get(tensor.name))
-            location = f"{_PREFIX}{mean:.6g}:{deviation:.6g}"
-            hollow.external_data.add(key="location", value=location)
-            tensor.CopyFrom(hollow)
-    return stripped
+        use = _Use("Gather", 0, False) if tensor.name in tables else uses.get(tensor.name)
+        mean, deviation = _scale(tuple(tensor.dims), use)
+        empty = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        empty.data_location = onnx.TensorProto.EXTERNAL
+        empty.external_data.add(key="location", value=f"{_PREFIX}{mean:.6g}:{deviation:.6g}")
+        tensor.CopyFrom(empty)
+    return hollow
 
 
 def is_weightless(tensor: onnx.TensorProto) -> bool:

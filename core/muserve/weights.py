@@ -8,8 +8,9 @@ for one NumPy release line, not across all of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +43,18 @@ def fill_weights(model: onnx.ModelProto, seed: int) -> dict[str, Array]:
 
 
 def read_weights(model: onnx.ModelProto, file: Path) -> dict[str, Array]:
-    """Data for every missing initialiser of ``model`` from a ``.safetensors`` or ``.npz`` file.
+    """Data for every missing initialiser of ``model`` from a ``.safetensors`` or ``.npz`` file, or from
+    all ``.safetensors`` files of a directory.
 
-    Keys are initialiser names; for ``NAME.transposed`` the file may hold ``NAME``, which is then
-    transposed. Floating-point data is converted to the graph's dtype. Raises InputError when the file
-    is missing, unreadable or of another format, and when a tensor is absent or of another shape.
+    Keys are initialiser names; for ``NAME.transposed`` the file may hold ``NAME``, whose last two axes are
+    then swapped. A ``*`` in a name stands for the index along the first axis: one tensor each in the file.
+    The first part of a name may be there in one and missing in the other, since checkpoints of a network
+    without its head leave the network's own name out. Floating-point data is converted to the graph's dtype.
+    Raises InputError when the file is missing, unreadable or of another format, and when a tensor is absent
+    or of another shape.
     """
-    with _opened(file) as (names, read):
-        return {t.name: _read_tensor(names, read, t, file) for t in missing_weights(model)}
+    with _opened(file) as readers:
+        return {t.name: _read_tensor(readers, t, file) for t in missing_weights(model)}
 
 
 def open_session(
@@ -100,6 +105,20 @@ def _storable(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> on
     return stored
 
 
+def embed_weights(model: onnx.ModelProto, weights: Mapping[str, Array]) -> onnx.ModelProto:
+    """A copy of ``model`` with the arrays of ``weights`` as the data of its missing initialisers.
+
+    KeyError when a missing initialiser has no array.
+    """
+    from onnx import numpy_helper
+
+    whole = type(model)()
+    whole.CopyFrom(model)
+    for tensor in missing_weights(whole):
+        tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
+    return whole
+
+
 def _draw(seed: int, tensor: onnx.TensorProto) -> Array:
     """The data of one weightless initialiser; see the module docstring."""
     mean, deviation = stand_in_scale(tensor)
@@ -114,47 +133,67 @@ def _draw(seed: int, tensor: onnx.TensorProto) -> Array:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[tuple[frozenset[str], Callable[[str], Array]]]:
-    """The tensor names in a weights file and a function that reads one of them."""
-    if not file.is_file():
+def _opened(file: Path) -> Iterator[Mapping[str, Callable[[], Array]]]:
+    """A reader for each tensor in a weights file, or in all of a directory."""
+    files = sorted(file.glob("*.safetensors")) if file.is_dir() else [file]
+    if not files or not all(part.is_file() for part in files):
         raise InputError(f"{file}: no such weights file")
+    readers: dict[str, Callable[[], Array]] = {}
     with ExitStack() as stack:
-        try:
-            if file.suffix == ".npz":
-                archive = stack.enter_context(np.load(file, allow_pickle=False))
-                names, read = archive.files, archive.__getitem__
-            elif file.suffix == ".safetensors":
-                from safetensors import safe_open
-
-                handle = stack.enter_context(safe_open(file, framework="numpy"))
-                names, read = handle.keys(), handle.get_tensor
-            else:
-                raise InputError(f"{file}: expected a .safetensors or .npz weights file")
-        except ModuleNotFoundError as error:
-            raise InputError(f"{file}: reading it needs the safetensors package") from error
-        except InputError:
-            raise
-        except Exception as error:  # each format has its own family of errors for a bad file
-            raise InputError(f"{file}: not a valid {file.suffix} weights file: {error}") from error
-        yield frozenset(names), read
+        for part in files:
+            names, read = _open_one(part, stack)
+            readers.update((name, partial(read, name)) for name in names)
+        yield {_without_root(name): reader for name, reader in readers.items()} | readers
 
 
-def _read_tensor(
-    names: frozenset[str], read: Callable[[str], Array], tensor: onnx.TensorProto, file: Path
-) -> Array:
-    """One tensor of a weights file in the graph's dtype, transposed where its name says so."""
-    wanted, turned = tensor.name, False
-    if wanted not in names and wanted.endswith(TRANSPOSED_SUFFIX):
-        wanted, turned = wanted.removesuffix(TRANSPOSED_SUFFIX), True
-    if wanted not in names:
-        raise InputError(f"{file}: tensor {wanted} is missing")
+def _without_root(name: str) -> str:
+    """``name`` without its first part, where that leaves a module and a tensor's name."""
+    rest = name.partition(".")[2]
+    return rest if "." in rest else name
+
+
+def _open_one(file: Path, stack: ExitStack) -> tuple[Iterable[str], Callable[[str], Array]]:
     try:
-        values = np.asarray(read(wanted))
-    except Exception as error:  # truncated member, or a dtype that NumPy lacks
-        raise InputError(f"{file}: tensor {wanted} cannot be read: {error}") from error
-    values = values.T if turned else values
-    if values.shape != tuple(tensor.dims):
-        shape = values.T.shape if turned else values.shape
-        expected = tuple(tensor.dims)[::-1] if turned else tuple(tensor.dims)
-        raise InputError(f"{file}: tensor {wanted}: expected shape {expected}, got {shape}")
+        if file.suffix == ".npz":
+            archive = stack.enter_context(np.load(file, allow_pickle=False))
+            return archive.files, archive.__getitem__
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            handle = stack.enter_context(safe_open(file, framework="numpy"))
+            return handle.keys(), handle.get_tensor
+    except ModuleNotFoundError as error:
+        raise InputError(f"{file}: reading it needs the safetensors package") from error
+    except Exception as error:  # each format has its own family of errors for a bad file
+        raise InputError(f"{file}: not a valid {file.suffix} weights file: {error}") from error
+    raise InputError(f"{file}: expected a .safetensors or .npz weights file")
+
+
+def _read_tensor(readers: Mapping[str, Callable[[], Array]], tensor: onnx.TensorProto, file: Path) -> Array:
+    """One tensor of a weights file in the graph's dtype, stacked and transposed where its name says so."""
+    if "*" in tensor.name:
+        names = [tensor.name.replace("*", str(index)) for index in range(tensor.dims[0])]
+        dims = tuple(tensor.dims[1:])
+        values = np.stack([_read_one(readers, name, dims, file) for name in names])
+    else:
+        values = _read_one(readers, tensor.name, tuple(tensor.dims), file)
     return np.ascontiguousarray(values, dtype=initialiser_dtype(tensor))
+
+
+def _read_one(
+    readers: Mapping[str, Callable[[], Array]], name: str, dims: tuple[int, ...], file: Path
+) -> Array:
+    reader, turned = readers.get(name) or readers.get(_without_root(name)), False
+    if reader is None and name.endswith(TRANSPOSED_SUFFIX):
+        name, turned = name.removesuffix(TRANSPOSED_SUFFIX), True
+        reader = readers.get(name) or readers.get(_without_root(name))
+    if reader is None:
+        raise InputError(f"{file}: tensor {name} is missing")
+    try:
+        values = np.asarray(reader())
+    except Exception as error:  # truncated member, or a dtype that NumPy lacks
+        raise InputError(f"{file}: tensor {name} cannot be read: {error}") from error
+    expected = (*dims[:-2], *dims[:-3:-1]) if turned else dims
+    if values.shape != expected:
+        raise InputError(f"{file}: tensor {name}: expected shape {expected}, got {values.shape}")
+    return np.swapaxes(values, -1, -2) if turned else values

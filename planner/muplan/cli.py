@@ -9,6 +9,10 @@ from muserve.cli import LazyGroup, set_up_logging
 
 _COMMANDS = {
     "generate": ("muplan.commands.generate", "Plan a spec and write its Triton model repository."),
+    "profile": ("muplan.commands.profile", "Show what a model costs on a GPU, operator by operator."),
+    "explain": ("muplan.commands.explain", "Explain a plan: who sits where, and why."),
+    "diff": ("muplan.commands.diff", "Compare two plans; exits 0 when they are the same, 1 when not."),
+    "simulate": ("muplan.commands.simulate", "Simulate a plan under its load, on no GPU at all."),
     "serve": ("muplan.commands.serve", "Serve a generated repository with a real Triton."),
     "demo": ("muplan.commands.demo", "Plan, serve, load and compare: the whole job in 5 minutes."),
     "catalog": ("muplan.commands.catalog", "List the models and GPUs that come with muServe."),

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from muplan.operating import ClusterModel
-from muplan.placement import SLO_GUARD, Placement, Search
+from muplan.placement import SLO_GUARD, Placement, feasible
 from muplan.workload import Demand, Slot
 from muserve.errors import InfeasiblePlanError
 from muserve.plan import ModelKind
@@ -66,10 +65,10 @@ def _helpful_changes(
     def with_rate(factor: float) -> list[Demand]:
         return _changed(demands, worst, rate_rps=demands[worst].rate_rps / factor)
 
-    slo_factor = _smallest_factor(lambda factor: _feasible(with_slo(factor), slots))
+    slo_factor = _smallest_factor(lambda factor: feasible(with_slo(factor), slots))
     if slo_factor is not None:
         helps.append(f"slo_ms: {math.ceil(demands[worst].slo_ms * slo_factor)}")
-    rate_factor = _smallest_factor(lambda factor: _feasible(with_rate(factor), slots))
+    rate_factor = _smallest_factor(lambda factor: feasible(with_rate(factor), slots))
     if rate_factor is not None:
         helps.append(f"rate_rps: {_rounded_down(demands[worst].rate_rps / rate_factor):g}")
     return helps
@@ -79,10 +78,10 @@ def _more_gpus(demands: Sequence[Demand], worst: int, slots: Sequence[Slot]) -> 
     """How many more of the cluster's largest GPU would help."""
     largest = max(slots, key=lambda slot: slot.part.memory_bytes)
     spare = [replace(largest, name=f"{largest.name}+{i}") for i in range(_MOST_MORE_GPUS)]
-    if not _feasible([demands[worst]], spare[: len(demands[worst].stages)]):
+    if not feasible([demands[worst]], spare[: len(demands[worst].stages)]):
         return None  # not even with GPUs of its own
     for more in range(1, _MOST_MORE_GPUS + 1):
-        if _feasible(demands, [*slots, *spare[:more]]):
+        if feasible(demands, [*slots, *spare[:more]]):
             return f"{more} more {largest.part.name}"
     return None
 
@@ -90,11 +89,6 @@ def _more_gpus(demands: Sequence[Demand], worst: int, slots: Sequence[Slot]) -> 
 def _changed(demands: Sequence[Demand], model: int, **changes: float) -> list[Demand]:
     changed = replace(demands[model], **changes)  # type: ignore[arg-type]
     return [*demands[:model], changed, *demands[model + 1 :]]
-
-
-def _feasible(demands: Sequence[Demand], slots: Sequence[Slot]) -> bool:
-    guarded = [replace(demand, slo_ms=demand.slo_ms * SLO_GUARD) for demand in demands]
-    return Search(ClusterModel(guarded, slots), any_feasible=True).best()[1].feasible
 
 
 def _smallest_factor(helps: Callable[[float], bool]) -> float | None:

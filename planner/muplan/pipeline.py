@@ -5,22 +5,33 @@ spec -> sources -> profiles and cuts -> placement and clocks -> plan -> files ->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from muplan.assembly import assemble_plan, cluster_slots
+from muplan.assembly import assemble_plan, cluster_slots, part_files
 from muplan.infeasible import infeasible
+from muplan.partition import CutWeights
 from muplan.placement import place
+from muplan.report.plan_page import REPORT_FILE, plan_page
 from muplan.repository.artefacts import artefacts
+from muplan.repository.batching import check_batching
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
 from muplan.spec import SpecFile
-from muplan.spec_paths import check_model_paths, check_predictor, check_weights
-from muplan.staging import stage_model
+from muplan.spec_paths import (
+    check_engine,
+    check_model_paths,
+    check_predictor,
+    check_weights,
+    with_profile,
+    with_trace_read,
+)
+from muplan.staging import StagedModel, stage_model
 from muserve.errors import InputError
-from muserve.plan import ModelKind, Plan
+from muserve.plan import Plan
 
 # Called with one short sentence before each step that may take a moment.
 Progress = Callable[[str], None]
@@ -28,22 +39,31 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan and every file of its directory."""
+    """A plan, the models it was made from, and every file of its directory but the report."""
 
     plan: Plan
+    staged: tuple[StagedModel, ...]
     files: dict[PurePosixPath, Artefact]
 
 
-def generate(spec_file: SpecFile, directory: Path, on_progress: Progress | None = None) -> Plan:
+def generate(
+    spec_file: SpecFile, directory: Path, on_progress: Progress | None = None, *, report: bool = False
+) -> Plan:
     """Plan the spec and write plan and repositories to ``directory``, all or nothing.
 
+    With ``report`` also ``report.html``, which needs the packages of ``muplan.report.plan_page``.
     Raises InputError for what is wrong with the spec or the directory, and InfeasiblePlanError when no
     placement keeps the SLOs.
     """
     check_directory(directory)
     planned = plan_spec(spec_file, on_progress)
-    _report(on_progress, f"writing {directory}")
-    write_directory(directory, planned.files)
+    files = planned.files
+    if report:
+        _tell(on_progress, f"drawing {REPORT_FILE}")
+        page = plan_page(planned.plan, planned.staged, {})
+        files = {**files, PurePosixPath(REPORT_FILE): page}
+    _tell(on_progress, f"writing {directory}")
+    write_directory(directory, files)
     return planned.plan
 
 
@@ -51,29 +71,44 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None) -> Plann
     """Plan without writing; raises as ``generate`` does."""
     spec = spec_file.spec
     with _blamed_on(f"{spec_file.path}: cluster"):
-        slots = cluster_slots(spec.cluster)
+        slots = cluster_slots(spec.cluster, spec_file.path.parent)
     with _blamed_on(str(spec_file.path)):
         check_predictor(spec_file)
     parts = {slot.part.name: slot.part for slot in slots}
+    weights = CutWeights(**spec.partitioning.model_dump())
     staged = []
     for position, model in enumerate(spec.models):
-        _report(on_progress, f"profiling and cutting {model.name} ({model.source})")
+        _tell(on_progress, f"profiling and cutting {model.name} ({model.source})")
         with _blamed_on(f"{spec_file.path}: models[{position}] ({model.name})"):
             check_model_paths(model, spec_file)
+            model = with_trace_read(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
-            if model.kind is ModelKind.GENERATIVE and not all(slot.virtual for slot in slots):
-                raise InputError("engine.name: replay runs on virtual GPUs only, the cluster has real ones")
+            source = with_profile(model, source, spec_file, parts)
+            check_engine(model, spec_file)
             check_weights(model, source, spec_file)
-            staged.append(stage_model(model, source, parts, spec.cluster.link_gbs))
-    _report(on_progress, f"placing {sum(len(m.partitions) for m in staged)} partitions on {len(slots)} GPUs")
+            staged.append(stage_model(model, source, parts, spec.cluster.link_gbs, weights))
+            check_batching(staged[-1])
+    _check_names(spec_file, staged)
+    _tell(on_progress, f"placing {sum(len(m.partitions) for m in staged)} partitions on {len(slots)} GPUs")
     placement = place([model.demand for model in staged], slots)
     if not placement.score.feasible:
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)
-    return Planned(plan=plan, files=artefacts(plan, staged, spec_file))
+    files = artefacts(plan, staged, spec_file) | part_files(slots)
+    return Planned(plan=plan, staged=tuple(staged), files=files)
 
 
-def _report(on_progress: Progress | None, sentence: str) -> None:
+def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:
+    """The spec cannot know the names of models whose count of partitions it leaves to us."""
+    names = Counter(name for model in staged for name in model.spec.triton_names(len(model.partitions)))
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(
+                f"{spec_file.path}: models: expected distinct Triton model names, got {name} {count} times"
+            )
+
+
+def _tell(on_progress: Progress | None, sentence: str) -> None:
     if on_progress is not None:
         on_progress(sentence)
 

@@ -8,16 +8,21 @@ They are approximations with names, so that a plan can say what it believed:
   customer there;
 * the slots of an engine are an M/M/c queue, corrected for bursty arrivals and for the spread of the
   answer lengths by the Allen-Cunneen factor (ca^2 + cs^2) / 2;
-* what a request waits beyond its own service is exponential, given that it waits at all.
+* what a request waits beyond its own service is exponential, given that it waits at all;
+* the arrivals of one of n replicas are those of the model, each kept with probability 1/n.
 
 Sources: L. Kleinrock, Queueing Systems vol. 2 (1976), sections 4.4 and 2.1; A. Allen, Probability,
-Statistics and Queueing Theory (1990), section 5.6.
+Statistics and Queueing Theory (1990), section 5.6; W. Whitt, The Queueing Network Analyzer, Bell System
+Technical Journal 62 (1983), section 4.4.
 """
 
 from __future__ import annotations
 
 import math
 from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Equally likely answer lengths that stand for the whole distribution; 200 resolve an attainment of
 # 0.995.
@@ -90,3 +95,22 @@ def within(limit_ms: float, service_ms: float, excess_ms: float, busy: float) ->
     if excess_ms <= 0.0 or busy <= 0.0:
         return 1.0
     return 1.0 - busy * math.exp(-slack * busy / excess_ms)
+
+
+def mean_within(limit_ms: float, services_ms: NDArray[np.float64], excess_ms: float, busy: float) -> float:
+    """The mean of ``within`` over equally likely service times."""
+    slack = limit_ms - services_ms
+    met = np.where(slack < 0.0, 0.0, 1.0)
+    if excess_ms > 0.0 and busy > 0.0:
+        met -= busy * np.exp(-np.maximum(slack, 0.0) * (busy / excess_ms)) * met
+    return float(met.mean())
+
+
+def split_cv(cv: float, replicas: int) -> float:
+    """Coefficient of variation of the gaps at one of ``replicas`` that share arrivals at random.
+
+    Exact for renewal arrivals: c^2 = cv^2 / n + 1 - 1 / n. Bursts thin out towards Poisson; very
+    regular arrivals lose their regularity. A server that hands each request to a free replica, as Triton
+    does, waits less than this says.
+    """
+    return math.sqrt(cv * cv / replicas + (1.0 - 1.0 / replicas))

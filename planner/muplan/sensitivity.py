@@ -9,11 +9,32 @@ the linear law of the plan must not promise more speed at low clocks than the ro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from muplan.profile.operators import OperatorCost
 from muplan.profile.roofline import GRAPH_RUNTIME, Efficiency, KernelTime, Runtime, operator_time
 from muserve.gpu.parts import Part
 from muserve.plan import Basis, Phase, Sensitivity, TimeLaw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTimes:
+    """Latency at the top clock of ``part`` and sensitivity of every operator of one phase, in graph order."""
+
+    phase: Phase
+    part: str
+    latency_ms: tuple[float, ...]
+    sensitivity: tuple[float, ...]
+
+
+def phase_times(phase: Phase, part: Part, times: Sequence[KernelTime]) -> OperatorTimes:
+    """``times``, which are those on ``part``, as plain numbers."""
+    return OperatorTimes(
+        phase=phase,
+        part=part.name,
+        latency_ms=tuple(time.latency_ms for time in times),
+        sensitivity=tuple(time.sensitivity for time in times),
+    )
 
 
 def operator_times(
@@ -24,14 +45,18 @@ def operator_times(
 
 
 def stage_law(
-    costs: Sequence[OperatorCost], part: Part, dtype: str, runtime: Runtime = GRAPH_RUNTIME
+    costs: Sequence[OperatorCost],
+    part: Part,
+    dtype: str,
+    runtime: Runtime = GRAPH_RUNTIME,
+    phase: Phase = Phase.INFERENCE,
 ) -> TimeLaw:
     """The law of one run of a partition made of ``costs``."""
 
     def times(use: Efficiency) -> list[KernelTime]:
         return [operator_time(cost, part, dtype, use) for cost in costs]
 
-    return sum_law(Phase.INFERENCE, times, part, runtime)
+    return sum_law(phase, times, part, runtime)
 
 
 def sum_law(

@@ -12,11 +12,21 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
+from muplan.partition import DEFAULT_WEIGHTS
 from muplan.spec_text import read_mapping
 from muserve.errors import InputError, input_error
 from muserve.plan import ModelKind
@@ -27,7 +37,15 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+HIGHEST_CV = 50.0
 Count = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Target(StrEnum):
+    """Which Triton serves the repository: any with the Python backend, or NVIDIA's NGC containers."""
+
+    EMBEDDED = "embedded"
+    NGC = "ngc"
 
 
 class _Section(BaseModel):
@@ -35,9 +53,11 @@ class _Section(BaseModel):
 
 
 class GpuGroupSpec(_Section):
-    """``count`` equal GPUs of a node; ``part`` names an entry of the GPU catalogue."""
+    """``count`` equal GPUs of a node."""
 
-    part: str
+    part: str = Field(
+        description="An entry of the GPU catalogue, or a part's profile file (.json) relative to the spec."
+    )
     count: Count = 1
     virtual: bool = Field(default=False, description="Simulate these GPUs instead of using devices.")
 
@@ -68,10 +88,26 @@ class ClusterSpec(_Section):
 
 
 class LoadSpec(_Section):
-    """Mean arrival rate and the coefficient of variation of the gaps (1 = Poisson, more = bursty)."""
+    """How requests arrive: at a mean rate with random gaps, or as a recorded trace says."""
 
-    rate_rps: Positive
-    cv: Annotated[float, Field(ge=0, le=50)] = 1.0
+    rate_rps: Positive | None = Field(default=None, description="Mean arrival rate.")
+    cv: Annotated[float, Field(ge=0, le=HIGHEST_CV)] = Field(
+        default=1.0, description="Coefficient of variation of the gaps: 1 = Poisson, more = bursty."
+    )
+    trace: str | None = Field(
+        default=None,
+        description="CSV file of arrivals, relative to the spec, with a column TIMESTAMP or arrival_s; "
+        "rate and burstiness are taken from it, and the mean lengths where it has ContextTokens and "
+        "GeneratedTokens and the model no tokens.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.rate_rps is None) == (self.trace is None):
+            raise ValueError("give either rate_rps or trace")
+        if self.trace is not None and "cv" in self.model_fields_set:
+            raise ValueError("cv is taken from the trace, expected no such key")
+        return self
 
 
 class TokensSpec(_Section):
@@ -100,7 +136,14 @@ class WeightsSpec(_Section):
 class EngineSpec(_Section):
     """What generates the tokens of a generative model, and how many answers it works on at once."""
 
-    name: Literal["replay"] = "replay"
+    name: Literal["replay", "vllm"] | None = Field(
+        default=None, description="Default: replay on target embedded, vllm on target ngc."
+    )
+    model: str | None = Field(
+        default=None,
+        description="What vllm loads: a Hugging Face id, or the absolute path of a directory on the node; "
+        "default: the id in source hf:ID.",
+    )
     slots: Annotated[int, Field(ge=1, le=1024)] = 8
     queue_limit: Annotated[int, Field(ge=1, le=10_000_000)] = 1024
     answers: str | None = Field(
@@ -108,12 +151,19 @@ class EngineSpec(_Section):
     )
 
 
+class BatchingSpec(_Section):
+    """Dynamic batching of a single-pass model: how many requests together, and how long to wait for them."""
+
+    max_batch_size: Annotated[int, Field(ge=2, le=4096)]
+    max_queue_delay_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
+
+
 class ModelSpec(_Section):
     """One model that clients call by ``name``."""
 
     name: Name
-    source: Annotated[str, Field(pattern=r"^(catalog|onnx):.+$")] = Field(
-        description="catalog:NAME, or onnx:PATH relative to the spec."
+    source: Annotated[str, Field(pattern=r"^(catalog|hf|onnx):.+$")] = Field(
+        description="catalog:NAME, or relative to the spec onnx:PATH or hf:DIRECTORY, or hf:ID of the hub."
     )
     kind: Annotated[ModelKind, Field(strict=False)]
     slo_ms: Positive | None = Field(default=None, description="Latency limit of one request.")
@@ -124,37 +174,59 @@ class ModelSpec(_Section):
         default=0.99, description="Share of requests that must meet the limit."
     )
     load: LoadSpec
-    partitions: Count = Field(default=1, description="Parts a single-pass model is cut into.")
+    partitions: Literal["auto"] | Count = Field(
+        default="auto", description="Parts a single-pass model is cut into; auto: as many as pay off."
+    )
     dims: dict[str, Count] = Field(
         default_factory=dict, description="Typical sizes of a single-pass model's free dimensions."
     )
+    batching: BatchingSpec | None = None
     tokens: TokensSpec | None = None
     weights: WeightsSpec | None = None
     engine: EngineSpec | None = None
+    profile: str | None = Field(
+        default=None,
+        description="Profile written by muplan profile, relative to the spec; default: modelled on the spot.",
+    )
     tokenizer: str | None = Field(
         default=None,
         description="tokenizer.json that cuts answers into tokens, relative to the spec; "
         "default: pieces of about 4 characters.",
     )
 
+    @field_validator("partitions", mode="wrap")
+    @classmethod
+    def _auto_or_count(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:  # one complaint instead of one for each alternative
+            raise ValueError("expected auto or a whole number from 1 to 4096") from error
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.slo_ms is None) == (self.slo_scale is None):
             raise ValueError("give either slo_ms or slo_scale")
         generative = self.kind is ModelKind.GENERATIVE
-        wrong = ("partitions", "dims", "weights") if generative else ("tokens", "engine", "tokenizer")
+        wrong = (
+            ("partitions", "dims", "weights", "batching") if generative else ("tokens", "engine", "tokenizer")
+        )
         for key in wrong:
             if key in self.model_fields_set:
                 raise ValueError(f"{key} has no meaning for a {self.kind.value} model")
         return self
 
-    def triton_names(self) -> tuple[str, ...]:
-        """Every Triton model this model becomes; the first is the one clients call."""
+    @property
+    def fixed_partitions(self) -> int | None:
+        """The number of parts asked for; None when the planner chooses it."""
+        return None if self.partitions == "auto" else self.partitions
+
+    def triton_names(self, partitions: int) -> tuple[str, ...]:
+        """Every Triton model this model becomes in so many parts; the first is the one clients call."""
         if self.kind is ModelKind.GENERATIVE:
             return (self.name, f"{self.name}_length_predictor", f"{self.name}_engine")
-        if self.partitions == 1:
+        if partitions == 1:
             return (self.name,)
-        return (self.name, *(f"{self.name}_stage{i}" for i in range(self.partitions)))
+        return (self.name, *(f"{self.name}_stage{i}" for i in range(partitions)))
 
     @property
     def answer_tokens(self) -> TokensSpec:
@@ -179,10 +251,32 @@ class PredictorSpec(_Section):
 
 
 class ServingSpec(_Section):
-    """Who orders waiting requests, and how."""
+    """Which Triton serves, who orders waiting requests, and how."""
 
+    target: Annotated[Target, Field(strict=False)] = Target.EMBEDDED
     queue: Literal["engine"] = "engine"
     order: Literal["ssjf", "fcfs"] = "ssjf"
+
+
+class PartitioningSpec(_Section):
+    """What weighs how much when the planner cuts a model; the terms are those of ``muplan.partition``."""
+
+    unlikeness: NonNegative = Field(
+        default=DEFAULT_WEIGHTS.unlikeness,
+        description="Spread of clock sensitivity k within a part: time-weighted variance.",
+    )
+    imbalance: NonNegative = Field(
+        default=DEFAULT_WEIGHTS.imbalance,
+        description="Unevenness of the parts: squared distance of their shares of the time from equal ones.",
+    )
+    transfer: NonNegative = Field(
+        default=DEFAULT_WEIGHTS.transfer,
+        description="Time to send what crosses a cut over the link, as a share of the model's time.",
+    )
+    cut: NonNegative = Field(
+        default=DEFAULT_WEIGHTS.cut,
+        description="Cost of each cut. At 0.02 two equal halves are parted when their k differ by 0.28.",
+    )
 
 
 class Spec(_Section):
@@ -191,6 +285,7 @@ class Spec(_Section):
     cluster: ClusterSpec
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     objective: Literal["energy"] = "energy"
+    partitioning: PartitioningSpec = PartitioningSpec()
     predictor: PredictorSpec = PredictorSpec()
     serving: ServingSpec = ServingSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -198,7 +293,16 @@ class Spec(_Section):
     @model_validator(mode="after")
     def _distinct_models(self) -> Self:
         _refuse_duplicates("model", (model.name for model in self.models))
-        _refuse_duplicates("Triton model", (name for model in self.models for name in model.triton_names()))
+        # A count left to the planner is 1 here; the names it leads to are checked once it is known.
+        names = (name for model in self.models for name in model.triton_names(model.fixed_partitions or 1))
+        _refuse_duplicates("Triton model", names)
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_of_the_target(self) -> Self:
+        virtual = [node.name for node in self.cluster.nodes if node.gpus[0].virtual]
+        if self.serving.target is Target.NGC and virtual:
+            raise ValueError(f"serving.target ngc runs on real GPUs, those of node {virtual[0]} are virtual")
         return self
 
 
@@ -215,14 +319,17 @@ class SpecFile:
         return self.path.parent / Path(relative).expanduser()
 
 
-def read_spec(path: Path, *, seed: int | None = None) -> SpecFile:
-    """Read and validate the spec at ``path``; ``seed`` replaces the spec's own.
+def read_spec(path: Path, *, seed: int | None = None, target: Target | None = None) -> SpecFile:
+    """Read and validate the spec at ``path``; ``seed`` and ``target`` replace the spec's own.
 
     Raises InputError, one sentence, for a file that is missing, not YAML, or not a spec.
     """
     document = read_mapping(path)
     if seed is not None:
         document["seed"] = seed
+    serving = document.get("serving", {})
+    if target is not None and isinstance(serving, dict):
+        document["serving"] = serving | {"target": target.value}
     return SpecFile(path=path, spec=parse_spec(document, path), sha256=_digest(document))
 
 

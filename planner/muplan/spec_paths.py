@@ -1,13 +1,19 @@
-"""The files a spec names besides the models themselves: there, and of the right kind."""
+"""What a spec names besides the models themselves, files and engines: there, and of the right kind."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
+from muplan.load.trace import Trace, read_trace
+from muplan.profile.profile_file import read_profile
+from muplan.profile.profiled import check_profile
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec, SpecFile
+from muplan.spec import HIGHEST_CV, LoadSpec, ModelSpec, SpecFile, Target, TokensSpec
 from muserve.errors import InputError
+from muserve.plan import ModelKind
 from muserve.weights import read_weights
 
 
@@ -17,6 +23,58 @@ def check_model_paths(model: ModelSpec, spec_file: SpecFile) -> None:
         _readable(spec_file, "engine.answers", model.engine.answers)
     if model.tokenizer is not None:
         _check_tokenizer(_readable(spec_file, "tokenizer", model.tokenizer))
+
+
+def with_trace_read(model: ModelSpec, spec_file: SpecFile) -> ModelSpec:
+    """The model with the mean load and lengths of its trace; itself when it has none.
+
+    InputError, naming the key, for a trace that cannot be used.
+    """
+    if model.load.trace is None:
+        return model
+    try:
+        trace = read_trace(spec_file.resolve(model.load.trace))
+    except InputError as error:
+        raise InputError(f"load.trace: {error}") from error
+    load = LoadSpec(rate_rps=round(trace.rate_rps, 6), cv=min(round(trace.cv, 6), HIGHEST_CV))
+    changes: dict[str, object] = {"load": load}
+    if model.kind is ModelKind.GENERATIVE and model.tokens is None:
+        changes["tokens"] = _mean_tokens(trace)
+    return model.model_copy(update=changes)
+
+
+def check_engine(model: ModelSpec, spec_file: SpecFile) -> None:
+    """InputError, naming the key, when the target has no engine that serves the generative ``model``."""
+    if model.kind is not ModelKind.GENERATIVE:
+        return
+    spec = spec_file.spec
+    target, name = spec.serving.target, model.token_engine.name
+    wanted = "vllm" if target is Target.NGC else "replay"
+    if name not in (None, wanted):
+        raise InputError(f"engine.name: target {target.value} has the engine {wanted}, got {name}")
+    if target is Target.NGC:
+        vllm_model(model, spec_file)
+    elif not all(group.virtual for node in spec.cluster.nodes for group in node.gpus):
+        raise InputError(
+            "engine.name: replay runs on virtual GPUs only, the cluster has real ones: expected target ngc, "
+            "whose engine is vllm"
+        )
+
+
+def vllm_model(model: ModelSpec, spec_file: SpecFile) -> str:
+    """What vLLM is told to load; InputError when neither ``engine.model`` nor the source says it.
+
+    A directory in ``source`` is not taken: its place on the node is known to the user alone.
+    """
+    if model.token_engine.model is not None:
+        return model.token_engine.model
+    scheme, _, name = model.source.partition(":")
+    if scheme == "hf" and not spec_file.resolve(name).is_dir():
+        return name
+    raise InputError(
+        f"engine.model: expected a Hugging Face id or the path of a directory on the node, which target ngc "
+        f"needs for source {model.source}"
+    )
 
 
 def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> None:
@@ -33,6 +91,21 @@ def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) ->
             raise InputError(f"weights.file: {error}") from error
 
 
+def with_profile(
+    model: ModelSpec, source: LoadedModel, spec_file: SpecFile, parts: Collection[str]
+) -> LoadedModel:
+    """``source`` with the profile that the spec names; InputError when it is bad or of none of ``parts``."""
+    if model.profile is None:
+        return source
+    file = spec_file.resolve(model.profile)
+    try:
+        profile = read_profile(file)
+    except InputError as error:
+        raise InputError(f"profile: {error}") from error
+    check_profile(profile, file, source, parts)
+    return replace(source, profile=profile)
+
+
 def check_predictor(spec_file: SpecFile) -> None:
     """InputError when the spec names a length predictor that cannot be used."""
     relative = spec_file.spec.predictor.file
@@ -45,6 +118,16 @@ def check_predictor(spec_file: SpecFile) -> None:
         LengthModel.load(directory)
     except InputError as error:
         raise InputError(f"predictor.file: {error}") from error
+
+
+def _mean_tokens(trace: Trace) -> TokensSpec:
+    lengths: dict[str, float] = {}
+    if trace.prompt_tokens is not None:
+        lengths["prompt"] = round(float(trace.prompt_tokens.mean()), 6)
+    if trace.output_tokens is not None:
+        mean = float(trace.output_tokens.mean())
+        lengths |= {"output": round(mean, 6), "output_cv": round(float(trace.output_tokens.std()) / mean, 6)}
+    return TokensSpec.model_validate(lengths)
 
 
 def _readable(spec_file: SpecFile, key: str, relative: str) -> Path:

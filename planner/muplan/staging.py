@@ -6,24 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from muplan.partition import choose_cuts
-from muplan.profile.llm import decode_growth_ms, decode_law, prefill_law
+from muplan.partition import DEFAULT_WEIGHTS, CutWeights, choose_cuts, cut_plans
+from muplan.profile import profiled
+from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
 from muplan.profile.operators import BATCH_AXIS, OperatorCost, graph_dtype, operator_costs
+from muplan.profile.profile_file import Profile
+from muplan.profile.profiled import cut_where_profiled, inference_bucket, stage_laws
+from muplan.profile.roofline import EAGER
 from muplan.profile.shapes import dynamic_axes, tensor_specs
-from muplan.sensitivity import operator_times, stage_law
+from muplan.sensitivity import OperatorTimes, operator_times, phase_times, stage_law
 from muplan.sources import LoadedModel
 from muplan.spec import ModelSpec
 from muplan.splitting import split, weight_bytes
+from muplan.stage_memory import CONTEXT_BYTES, MemoryLimit, memory_bytes, stage_memory
 from muplan.workload import Demand, Stage
 from muserve.errors import InputError
 from muserve.gpu.parts import Part
-from muserve.plan import ModelKind, TimeLaw
+from muserve.plan import CutPlan, ModelKind, Phase, TimeLaw
 
 if TYPE_CHECKING:
     import onnx
-
-# Device memory that a process takes before it loads a model: CUDA context, cuBLAS and cuDNN handles.
-CONTEXT_BYTES = 450_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,31 +49,48 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedModel:
-    """A model of the spec, cut and profiled on every part of the cluster."""
+    """A model of the spec, cut and profiled on every part of the cluster.
+
+    ``cuts`` lie between partitions. ``operators`` are those that the cuts were chosen by, one entry for each
+    phase.
+    """
 
     spec: ModelSpec
     source: LoadedModel
     demand: Demand
     partitions: tuple[Partition, ...]
+    cuts: tuple[CutPlan, ...]
+    operators: tuple[OperatorTimes, ...]
 
 
 def stage_model(
-    spec: ModelSpec, source: LoadedModel, parts: Mapping[str, Part], link_gbs: float
+    spec: ModelSpec,
+    source: LoadedModel,
+    parts: Mapping[str, Part],
+    link_gbs: float,
+    weights: CutWeights = DEFAULT_WEIGHTS,
 ) -> StagedModel:
-    """Profile and cut one model for GPUs of the given ``parts``; cuts are chosen for the first of them.
+    """Profile and cut one model for GPUs of the given ``parts``.
 
-    Raises InputError, naming the key, when kind or sizes do not suit the source, when a partition is
-    too large for every GPU, or when the SLO is below the isolated latency.
+    Cuts are chosen by the times on the first of them and so that every partition fits into the largest: a
+    model that fits one GPU of the cluster whole need not be cut for the others. Raises InputError, naming
+    the key, when kind or sizes do not suit the source, when a partition is too large for every GPU, or
+    when the SLO is below the isolated latency.
     """
     if source.kind is not spec.kind:
         raise InputError(f"kind: {spec.source} is {source.kind.value}, got {spec.kind.value}")
     if source.graph is not None:
-        partitions = _cut(spec, source, source.graph, tuple(parts.values()), link_gbs)
+        partitions, cuts, times = _cut(spec, source, source.graph, tuple(parts.values()), link_gbs, weights)
+        operators: tuple[OperatorTimes, ...] = (times,)
         growth: dict[str, float] = {}
     else:
         partitions, growth = _whole_llm(spec, source, parts)
+        cuts, operators = (), _llm_operators(spec, source, next(iter(parts.values())))
+    if source.profile is not None:
+        partitions, growth = _profiled(spec, source, source.profile, partitions, growth)
     for partition in partitions:
         _check_memory(spec, partition, parts)
+    assert spec.load.rate_rps is not None, "a trace has been read by now"
     demand = Demand(
         name=spec.name,
         kind=spec.kind,
@@ -86,7 +105,9 @@ def stage_model(
         decode_growth_ms=growth,
     )
     demand = _with_slo(spec, demand, parts)
-    return StagedModel(spec=spec, source=source, demand=demand, partitions=partitions)
+    return StagedModel(
+        spec=spec, source=source, demand=demand, partitions=partitions, cuts=cuts, operators=operators
+    )
 
 
 def rounded_law(law: TimeLaw) -> TimeLaw:
@@ -120,7 +141,8 @@ def _cut(
     graph: onnx.ModelProto,
     parts: Sequence[Part],
     link_gbs: float,
-) -> tuple[Partition, ...]:
+    weights: CutWeights,
+) -> tuple[tuple[Partition, ...], tuple[CutPlan, ...], OperatorTimes]:
     axes = dynamic_axes(graph)
     for axis in spec.dims:
         if axis not in axes:
@@ -128,17 +150,26 @@ def _cut(
             raise InputError(f"dims.{axis}: no such free dimension, expected one of: {known}")
     dims = {**source.default_dims, **spec.dims}
     costs = operator_costs(graph, dims.get(BATCH_AXIS, 1), dims)
+    if source.profile is not None:
+        costs = cut_where_profiled(costs, inference_bucket(source.profile, dims))
     dtype = graph_dtype(graph)
-    cuts = choose_cuts(costs, operator_times(costs, parts[0], dtype), spec.partitions, link_gbs)
+    times = operator_times(costs, parts[0], dtype)
+    largest = max(parts, key=lambda part: part.memory_bytes)
+    limit = MemoryLimit(
+        memory=stage_memory(graph, costs), limit_bytes=largest.memory_bytes, part=largest.name
+    )
+    cuts = choose_cuts(costs, times, spec.fixed_partitions, link_gbs, weights, limit)
     bounds = [-1, *cuts, len(costs) - 1]
-    names = spec.triton_names()[-spec.partitions :]
+    count = len(cuts) + 1
+    names = spec.triton_names(count)[-count:]
     partitions = []
     for index, piece in enumerate(split(graph, cuts, dims)):
         low, high = bounds[index] + 1, bounds[index + 1] + 1
         sent_bytes = costs[low - 1].cut_bytes if low else 0
         laws = {part.name: (rounded_law(stage_law(costs[low:high], part, dtype)),) for part in parts}
         partitions.append(_partition(names[index], piece, costs[low:high], sent_bytes, laws, link_gbs))
-    return tuple(partitions)
+    gains = cut_plans(costs, times, cuts, link_gbs, weights)
+    return tuple(partitions), gains, phase_times(Phase.INFERENCE, parts[0], times)
 
 
 def _partition(
@@ -151,11 +182,9 @@ def _partition(
 ) -> Partition:
     inputs, outputs = tensor_specs(graph)
     weights = weight_bytes(graph)
-    # What is live while an operator runs: what crosses it, and what it reads and writes itself.
-    activations = max(c.cut_bytes + c.bytes_read - c.weight_bytes + c.bytes_written for c in costs)
     stage = Stage(
         name=name,
-        memory_bytes=CONTEXT_BYTES + weights + activations,
+        memory_bytes=memory_bytes(weights, costs),
         transfer_ms=sent_bytes / link_gbs * 1e-6,
         laws=laws,
     )
@@ -185,7 +214,7 @@ def _whole_llm(
             f"tokens: expected prompt and output of at most {llm.max_tokens} tokens together, "
             f"got {tokens.prompt + tokens.output:g}"
         )
-    prompt, context = max(1, round(tokens.prompt)), tokens.prompt + tokens.output / 2
+    prompt, context = _prompt_and_context(spec)
     cache = slots * llm.max_tokens * llm.kv_bytes_per_token
     stage = Stage(
         name=f"{spec.name}_engine",
@@ -206,13 +235,65 @@ def _whole_llm(
         operators=llm.layers,
         inputs=("text_input",),
         outputs=("text_output",),
-        flops=2.0 * (llm.layers * llm.layer_matrix_elements + llm.vocabulary * llm.hidden_size),
+        flops=sum(cost.flops for cost in decode_costs(llm, 1, 1)),
         weight_bytes=llm.weight_bytes,
         transfer_bytes=0,
         graph=None,
     )
     growth_ms = {name: round(decode_growth_ms(llm, part, slots, context), 6) for name, part in parts.items()}
     return (partition,), growth_ms
+
+
+def _llm_operators(spec: ModelSpec, source: LoadedModel, part: Part) -> tuple[OperatorTimes, ...]:
+    """The operators of reading a typical prompt, and of a token step in the middle of a typical answer."""
+    llm = source.llm
+    assert llm is not None, "a generative source has an architecture"
+    prompt, context = _prompt_and_context(spec)
+    phases = {
+        Phase.PREFILL: prefill_costs(llm, 1, prompt),
+        Phase.DECODE: decode_costs(llm, 1, round(context)),
+    }
+    return tuple(
+        phase_times(phase, part, operator_times(costs, part, llm.dtype, EAGER))
+        for phase, costs in phases.items()
+    )
+
+
+def _prompt_and_context(spec: ModelSpec) -> tuple[int, float]:
+    """Tokens of a mean prompt, and those in the cache in the middle of a mean answer."""
+    tokens = spec.answer_tokens
+    return max(1, round(tokens.prompt)), tokens.prompt + tokens.output / 2
+
+
+def _profiled(
+    spec: ModelSpec,
+    source: LoadedModel,
+    profile: Profile,
+    partitions: Sequence[Partition],
+    growth: Mapping[str, float],
+) -> tuple[tuple[Partition, ...], dict[str, float]]:
+    """``partitions`` and ``growth`` with the laws of ``profile`` on its part."""
+    if source.llm is None:
+        bucket = inference_bucket(profile, {**source.default_dims, **spec.dims})
+        laws: list[tuple[TimeLaw, ...]] = [
+            (law,) for law in stage_laws(profile, bucket, [p.operators for p in partitions])
+        ]
+        profiled_growth = {**growth}
+    else:
+        if len(partitions) > 1:
+            raise InputError("profile: says nothing of a generative model in several partitions")
+        slots, (prompt, context) = spec.token_engine.slots, _prompt_and_context(spec)
+        prefill = profiled.prefill_law(profile, prompt)
+        laws = [(prefill, profiled.decode_law(profile, 1, context))]
+        growth_ms = round(profiled.decode_growth_ms(profile, slots, context), 6)
+        profiled_growth = {**growth, profile.part: growth_ms}
+    stages = [
+        replace(p.stage, laws={**p.stage.laws, profile.part: tuple(rounded_law(law) for law in stage)})
+        for p, stage in zip(partitions, laws, strict=True)
+    ]
+    return tuple(
+        replace(p, stage=stage) for p, stage in zip(partitions, stages, strict=True)
+    ), profiled_growth
 
 
 def _check_memory(spec: ModelSpec, partition: Partition, parts: Mapping[str, Part]) -> None:

@@ -9,20 +9,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from muserve.plan import GpuPlan, ModelKind, ModelPlan, PartitionPlan, Plan, TimeLaw
+from muserve.gpu.parts import PARTS_DIR, load_part
+from muserve.plan import Basis, GpuPlan, ModelKind, ModelPlan, PartitionPlan, Plan, TimeLaw
 
 
 def summary_table(plan: Plan, directory: Path) -> RenderableType:
-    """Models with their partitions, GPUs with their clocks, and the predicted power."""
-    return Group(_models_table(plan), _gpus_table(plan), _closing(plan, directory))
+    """Models with their partitions, GPUs with their clocks, and the power predicted for ``directory``."""
+    return Group(_models_table(plan), _gpus_table(plan, directory), _closing(plan, directory))
 
 
 def summary_document(plan: Plan, directory: Path) -> dict[str, Any]:
     """The same facts as plain values."""
+    bases = _response_bases(plan, directory)
     return {
         "directory": str(directory),
+        "target": plan.target,
         "models": [_model_document(model) for model in plan.models],
-        "gpus": [_gpu_document(plan, gpu) for gpu in plan.gpus],
+        "gpus": [_gpu_document(plan, gpu, bases[gpu.part]) for gpu in plan.gpus],
         "predicted_power_w": plan.predicted_power_w,
         "default_clock_power_w": plan.default_clock_power_w,
         "predicted_saving": saving(plan),
@@ -82,8 +85,15 @@ def _sensitivity(law: TimeLaw) -> str:
     return f"{k.value:.2f} ({k.low:.2f}-{k.high:.2f})"
 
 
-def _gpus_table(plan: Plan) -> Table:
-    table = Table(title="GPUs", title_justify="left")
+def _gpus_table(plan: Plan, directory: Path) -> Table:
+    table = Table(title="GPUs", title_justify="left", caption_justify="left")
+    bases = _response_bases(plan, directory)
+    modelled = sorted(part for part, basis in bases.items() if basis is Basis.MODELLED)
+    if modelled:
+        table.caption = (
+            f"How time and power follow the clock is modelled for {', '.join(modelled)}, "
+            "not measured: muplan catalog says from what."
+        )
     for name in ("GPU", "part"):
         table.add_column(name)
     for name in ("memory", "busy", "power", "clock"):
@@ -100,6 +110,12 @@ def _gpus_table(plan: Plan) -> Table:
             gpu.initial_clock_reason,
         )
     return table
+
+
+def _response_bases(plan: Plan, directory: Path) -> dict[str, Basis]:
+    """Of every part in the plan, whether its response to the clock is measured or modelled."""
+    parts = sorted({gpu.part for gpu in plan.gpus})
+    return {part: load_part(part, directory / PARTS_DIR).response_basis for part in parts}
 
 
 def _part(gpu: GpuPlan) -> str:
@@ -149,10 +165,11 @@ def _partition_document(partition: PartitionPlan) -> dict[str, Any]:
     }
 
 
-def _gpu_document(plan: Plan, gpu: GpuPlan) -> dict[str, Any]:
+def _gpu_document(plan: Plan, gpu: GpuPlan, response_basis: Basis) -> dict[str, Any]:
     return {
         "name": gpu.name,
         "part": gpu.part,
+        "response_basis": response_basis.value,
         "virtual": gpu.virtual,
         "models": [model.name for model in plan.models_on(gpu.name)],
         "initial_clock_mhz": gpu.initial_clock_mhz,

@@ -44,12 +44,25 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """A generative model cut tensor parallel: one stage for each GPU of the group, all alike.
+
+    ``decode_growth_ms`` as in ``Demand``.
+    """
+
+    stages: tuple[Stage, ...]
+    decode_growth_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """One model: its stages in the order a request visits them, its load and its limit.
 
-    The token fields mean something for generative models only, which have exactly one stage.
-    ``decode_growth_ms`` is what each further running request adds to a decode step at the top clock,
-    per part.
+    The token fields mean something for generative models only. Their stages are not visited in turn: there
+    is one for each GPU of the tensor parallel group, mostly one, and they work in step. ``shardings`` are
+    other such groups that the placement may choose instead. ``decode_growth_ms`` is what each further
+    running request adds to a decode step at the top clock, per part. ``replica_counts`` are the numbers of
+    replicas to choose from, ascending; each replica works on ``slots`` requests at once.
     """
 
     name: str
@@ -63,11 +76,13 @@ class Demand:
     output_cv: float = 0.0
     slots: int = 1
     decode_growth_ms: Mapping[str, float] = field(default_factory=dict)
+    shardings: tuple[Sharding, ...] = ()
+    replica_counts: tuple[int, ...] = (1,)
 
     def isolated_latency_ms(self, part: str) -> float:
         """Latency of one mean request on an otherwise idle ``part`` at its top clock."""
         if self.kind is ModelKind.SINGLE_PASS:
             return sum(stage.law(part, Phase.INFERENCE).latency_ms for stage in self.stages)
-        (engine,) = self.stages
+        engine = self.stages[0]
         step_ms = engine.law(part, Phase.DECODE).latency_ms
         return engine.law(part, Phase.PREFILL).latency_ms + self.output_tokens * step_ms

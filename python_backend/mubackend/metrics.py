@@ -72,7 +72,7 @@ CATALOGUE: Mapping[str, MetricSpec] = {
         buckets=_LATENCY_MS,
     ),
     "mu_stage_latency_ms": MetricSpec(
-        kind=Kind.HISTOGRAM, help="Milliseconds one partition took for one request", buckets=_LATENCY_MS
+        kind=Kind.HISTOGRAM, help="Milliseconds one run of a partition took", buckets=_LATENCY_MS
     ),
     "mu_slo_met_total": MetricSpec(kind=Kind.COUNTER, help="Requests answered within the SLO"),
     "mu_slo_missed_total": MetricSpec(

@@ -18,13 +18,15 @@ VIRTUAL_UUID_PREFIX = "VGPU-"
 class Settings:
     """The string parameters of one Triton model, and where the model lies.
 
-    ``directory`` is the model's directory, ``<plan dir>/<node>/model_repository/<model>``.
+    ``directory`` is the model's directory, ``<plan dir>/<node>/model_repository/<model>``. ``replica`` is
+    the number of the instance group, of which the planner makes one for each replica.
     """
 
     model: str
     version: str
     directory: Path
     parameters: Mapping[str, str]
+    replica: int = 0
 
     @property
     def node_dir(self) -> Path:
@@ -45,6 +47,21 @@ class Settings:
     def is_virtual(self) -> bool:
         """Whether the model's GPU is a virtual one."""
         return self.parameters.get("gpu_uuid", "").startswith(VIRTUAL_UUID_PREFIX)
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas the planner made of the model."""
+        return len(self.text("gpu").split(";"))
+
+    @property
+    def gpu(self) -> str:
+        """Names of this replica's GPUs, separated by commas; InputError when there is none for it."""
+        return self._of_replica("gpu")
+
+    @property
+    def gpu_uuids(self) -> tuple[str, ...]:
+        """UUIDs of this replica's GPUs; InputError when there is none for it."""
+        return tuple(self._of_replica("gpu_uuid").split(","))
 
     def text(self, key: str, default: str | None = None) -> str:
         """A parameter as it is; InputError when it is missing and there is no default."""
@@ -80,6 +97,15 @@ class Settings:
             raise InputError(f"{self._place(key)}: expected one of {', '.join(choices)}, got {value!r}")
         return value
 
+    def _of_replica(self, key: str) -> str:
+        values = self.text(key).split(";")
+        if self.replica >= len(values):
+            raise InputError(
+                f"{self._place(key)}: expected an entry for each of at least {self.replica + 1} instance "
+                f"groups, got {len(values)}"
+            )
+        return values[self.replica]
+
     def _place(self, key: str) -> str:
         return f"{self.model}/config.pbtxt: parameters: {key}"
 
@@ -93,4 +119,15 @@ def read_settings(args: Mapping[str, str]) -> Settings:
         version=args["model_version"],
         directory=Path(args["model_repository"]),
         parameters={key: value.get("string_value", "") for key, value in parameters.items()},
+        replica=_instance_group(args["model_instance_name"], args["model_name"]),
     )
+
+
+def _instance_group(instance: str, model: str) -> int:
+    """The group in an instance's name ``<model>_<group>_<number>``; 0 for groups that have their own name.
+
+    Names: https://github.com/triton-inference-server/common/blob/r24.10/protobuf/model_config.proto,
+    ModelInstanceGroup.name.
+    """
+    group, _, number = instance.removeprefix(f"{model}_").partition("_")
+    return int(group) if group.isdecimal() and number.isdecimal() else 0

@@ -21,7 +21,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 import mubackend
 from muplan.deploy.running import RunningTriton, running_triton
-from muplan.repository.model_config import Step, Tensor, config_bytes, ensemble, python_model
+from muplan.repository.model_config import Instance, Step, Tensor, backend_model, config_bytes, ensemble
 from muserve.gpu.virtual import VirtualGpu
 
 GPU_UUID = "VGPU-node0-0"
@@ -71,18 +71,24 @@ def write_llm(repository: Path, name: str, alpha: float) -> None:
     }
     predicted = tuple(Tensor(name=key, dtype=dtype, dims=(1,)) for key, dtype in _PREDICTED.items())
     optional = tuple(Tensor(name=t.name, dtype=t.dtype, dims=(1,), optional=True) for t in predicted)
-    place: dict[str, Any] = {"gpu": None, "gpu_name": "node0/gpu0"}
+    place: dict[str, Any] = {"instances": (Instance(),), "gpu_name": "node0/gpu0"}
     asked = (_CLIENT[0], _CLIENT[2])
     write_model(
         repository,
-        python_model(
-            f"{name}_length_predictor", inputs=asked, outputs=predicted, parameters=predictor, **place
+        backend_model(
+            "python",
+            f"{name}_length_predictor",
+            inputs=asked,
+            outputs=predicted,
+            parameters=predictor,
+            **place,
         ),
         "length_predictor",
     )
     write_model(
         repository,
-        python_model(
+        backend_model(
+            "python",
             f"{name}_engine",
             inputs=_CLIENT + optional,
             outputs=_ANSWER,

@@ -167,6 +167,13 @@ def list_gpus() -> tuple[GpuIdentity, ...]:
         return tuple(_identity(pynvml.nvmlDeviceGetHandleByIndex(i), i) for i in range(count))
 
 
+def driver_version() -> str:
+    """Version of the NVIDIA driver, such as ``550.54.15``; GpuNotFoundError when there is none."""
+    _start()
+    with _translated("driver version"):
+        return str(pynvml.nvmlSystemGetDriverVersion())
+
+
 def _start() -> int:
     """Load NVML (it stays loaded until the process ends) and count the GPUs."""
     with _translated("NVML"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from muserve.gpu.parts import PARTS_DIR
 from muserve.gpu.protocol import Gpu
 from muserve.gpu.virtual import VirtualGpu
 from muserve.plan import GpuPlan, Plan, vgpu_dir
@@ -23,7 +24,8 @@ def open_gpu(gpu: GpuPlan, plan_dir: Path) -> Gpu:
     """Open one GPU of the plan in ``plan_dir``; errors as for ``open_gpus``."""
     if gpu.virtual:
         uuid = gpu.uuid or f"VGPU-{gpu.node}-{gpu.index}"
-        return VirtualGpu.create(vgpu_dir(plan_dir) / f"{uuid}.vgpu", gpu.part, gpu.index, uuid)
+        state_file = vgpu_dir(plan_dir) / f"{uuid}.vgpu"
+        return VirtualGpu.create(state_file, gpu.part, gpu.index, uuid, part_dir=plan_dir / PARTS_DIR)
     # Imported here so that a machine with virtual GPUs only never loads NVML.
     from muserve.gpu.nvml import NvmlGpu
 

@@ -66,14 +66,22 @@ class VirtualGpu:
 
     @classmethod
     def create(
-        cls, state_file: Path, part_name: str, index: int, uuid: str, *, reset: bool = False
+        cls,
+        state_file: Path,
+        part_name: str,
+        index: int,
+        uuid: str,
+        *,
+        part_dir: Path | None = None,
+        reset: bool = False,
     ) -> VirtualGpu:
         """Make sure the virtual GPU exists, and open it.
 
         Existing state is kept unless it is unreadable, of another part, index or uuid, or ``reset`` asks
-        for a new GPU: counters at zero, clock unlocked, no jobs, no history. InputError for an unknown part.
+        for a new GPU: counters at zero, clock unlocked, no jobs, no history. ``part_dir`` keeps the parts
+        that the catalogue does not have. InputError for an unknown part.
         """
-        create_shared(state_file, load_part(part_name), index, uuid, reset=reset)
+        create_shared(state_file, load_part(part_name, part_dir), index, uuid, reset=reset)
         return cls(state_file)
 
     @property
@@ -83,7 +91,7 @@ class VirtualGpu:
 
     @property
     def part(self) -> Part:
-        """The catalogue's part that this GPU imitates."""
+        """The part that this GPU imitates."""
         return self._shared.part
 
     def supported_clocks_mhz(self) -> tuple[int, ...]:

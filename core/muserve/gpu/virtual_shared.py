@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muserve.errors import GpuLostError
-from muserve.gpu.parts import Part, load_part
+from muserve.gpu.parts import Part, load_part, part_bytes, part_names
 from muserve.gpu.virtual_codec import decode, encode
 from muserve.gpu.virtual_file import LockedState, StateFile
 from muserve.gpu.virtual_history import history_file
@@ -43,7 +43,7 @@ class SharedState:
         self.boot_id = boot_id()
         self._me: tuple[int, int | None] | None = None
         with self.file.locked() as locked:
-            self.part: Part = load_part(_decoded(locked, path).part)
+            self.part: Part = load_part(_decoded(locked, path).part, path.parent)
 
     @contextmanager
     def access(self) -> Iterator[Access]:
@@ -87,7 +87,13 @@ class SharedState:
 
 
 def create_shared(path: Path, part: Part, index: int, uuid: str, *, reset: bool) -> None:
-    """Make sure a state of this GPU exists at ``path``; see ``VirtualGpu.create``."""
+    """Make sure a state of this GPU exists at ``path``; see ``VirtualGpu.create``.
+
+    A part that the catalogue does not have is kept beside it, so that whoever opens the GPU finds it; when
+    another part of that name was kept there, the GPU is a new one.
+    """
+    if part.name not in part_names() and _keep(part, path.parent):
+        reset = True
     fresh = new_state(part, index=index, uuid=uuid, boot_id=boot_id(), now_s=time.monotonic())
     file = StateFile(path)
     if file.create(encode(fresh)):
@@ -96,6 +102,20 @@ def create_shared(path: Path, part: Part, index: int, uuid: str, *, reset: bool)
         if reset or not _describes(locked, fresh, path):
             locked.write(encode(fresh))
             history_file(path).unlink(missing_ok=True)
+
+
+def _keep(part: Part, directory: Path) -> bool:
+    """Keep the part in ``directory``; True when that replaced a different one."""
+    kept, content = directory / f"{part.name}.json", part_bytes(part)
+    replaced = kept.exists()
+    if replaced and kept.read_bytes() == content:
+        return False
+    directory.mkdir(parents=True, exist_ok=True)
+    # In one step, because other processes may be reading it.
+    fresh = directory / f".{part.name}.{os.getpid()}.new"
+    fresh.write_bytes(content)
+    fresh.replace(kept)
+    return replaced
 
 
 def _decoded(locked: LockedState, path: Path) -> VirtualState:

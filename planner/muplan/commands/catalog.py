@@ -10,13 +10,15 @@ import click
 
 from muplan.catalog import CatalogEntry, catalog_entry, catalog_names
 from muserve.errors import InputError
-from muserve.gpu.parts import Part, load_part, part_names
+from muserve.gpu.parts import BusyCurve, Part, load_part, part_names
 
 _UNITS = {
     "bandwidth_gbs": "GB/s",
+    "host_link_gbs": "GB/s",
     "idle_default_w": "W",
     "idle_w": "W",
     "knee_mhz": "MHz",
+    "limit_min_w": "W",
     "limit_w": "W",
     "switch_call_ms": "ms",
     "switch_settle_ms": "ms",
@@ -33,7 +35,10 @@ def command(name: str | None, as_json: bool) -> None:
     models = [catalog_entry(n) for n in catalog_names() if name in (None, n)]
     gpus = [load_part(n) for n in part_names() if name in (None, n)]
     if as_json:
-        document = {"models": [asdict(model) for model in models], "gpus": [asdict(gpu) for gpu in gpus]}
+        document = {
+            "models": [asdict(model) for model in models],
+            "gpus": [asdict(gpu) | {"response_basis": gpu.response_basis} for gpu in gpus],
+        }
         click.echo(json.dumps(document, indent=2, sort_keys=True))
         return
     if name is None:
@@ -79,23 +84,40 @@ def _gpu_table(gpus: list[Part]) -> Any:
     from rich.table import Table
 
     table = Table(
-        title="GPUs", title_justify="left", caption="muplan catalog GPU shows every figure's source"
+        title="GPUs",
+        title_justify="left",
+        caption="response: of time and power to the clock. muplan catalog GPU shows every figure's source",
+        caption_justify="left",
     )
     table.add_column("name", no_wrap=True)
-    for heading in ("clocks MHz", "knee MHz", "memory", "bandwidth", "peak TFLOPS", "limit", "idle"):
+    for heading in ("clocks MHz", "knee MHz", "memory GiB", "bandwidth GB/s", "host link GB/s"):
         table.add_column(heading, justify="right")
+    table.add_column("dense peak TFLOPS")
+    for heading in ("limit W", "idle W"):
+        table.add_column(heading, justify="right")
+    table.add_column("response", no_wrap=True)
     for gpu in gpus:
         table.add_row(
             gpu.name,
             f"{gpu.clocks_mhz[0]}-{gpu.top_clock_mhz}",
             str(gpu.knee_mhz),
-            f"{gpu.memory_bytes / 2**30:.1f} GiB",
-            f"{gpu.bandwidth_gbs:g} GB/s",
-            ", ".join(f"{dtype} {peak:g}" for dtype, peak in sorted(gpu.peak_tflops.items())),
-            f"{gpu.limit_w:g} W",
-            f"{gpu.idle_w:g} W",
+            f"{gpu.memory_bytes / 2**30:.1f}",
+            f"{gpu.bandwidth_gbs:g}",
+            f"{gpu.host_link_gbs:g}",
+            _peaks(gpu),
+            f"{gpu.limit_min_w:g}-{gpu.limit_w:g}",
+            f"{gpu.idle_w:g}-{gpu.idle_default_w:g}",
+            gpu.response_basis.value,
         )
     return table
+
+
+def _peaks(gpu: Part) -> str:
+    """Peaks in ascending order, equal ones together: ``fp32 19.5, fp16/bf16 312``."""
+    dtypes: dict[float, list[str]] = {}
+    for dtype, peak in sorted(gpu.peak_tflops.items(), key=lambda item: item[1]):
+        dtypes.setdefault(peak, []).append(dtype)
+    return ", ".join(f"{'/'.join(names)} {peak:g}" for peak, names in dtypes.items())
 
 
 def _figure_table(gpu: Part) -> Any:
@@ -116,12 +138,21 @@ def _figure(gpu: Part, field: str) -> str:
     if field == "clocks_mhz":
         return f"{len(gpu.clocks_mhz)} clocks, {gpu.clocks_mhz[0]}-{gpu.top_clock_mhz} MHz"
     if field == "busy_curves":
-        return "\n".join(f"{c.name}: k {c.sensitivity:g}, {len(c.points)} clocks" for c in gpu.busy_curves)
+        return "\n".join(_curve(gpu, curve) for curve in gpu.busy_curves)
     if field == "memory_bytes":
         return f"{gpu.memory_bytes / 2**30:.2f} GiB"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item:g}" for key, item in sorted(value.items()))
+    if field == "peak_tflops":
+        return _peaks(gpu)
     return f"{value:g} {_UNITS.get(field, '')}".strip() if isinstance(value, int | float) else str(value)
+
+
+def _curve(gpu: Part, curve: BusyCurve) -> str:
+    """A busy curve by its two ends: the slowdown at its lowest clock, and the power at both."""
+    low, top = curve.points[0], curve.points[-1]
+    return (
+        f"{curve.name}: k {curve.sensitivity:g}, {len(curve.points)} clocks, "
+        f"{low.clock_mhz} MHz x{low.time_ratio:.2f} {low.power_w:g} W, {top.clock_mhz} MHz {top.power_w:g} W"
+    )
 
 
 def _plain(text: str) -> Any:

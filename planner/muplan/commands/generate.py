@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from muplan.spec import read_spec
+from muplan.spec import Target, read_spec
 from muplan.summary import summary_document, summary_table
 
 # Without a terminal rich assumes 80 columns, which breaks every cell of the table.
@@ -25,16 +25,33 @@ _PIPED_COLUMNS = 160
     help="Directory for the plan and the repositories: new, empty, or written by muplan before.",
 )
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="Replaces the spec's seed.")
+@click.option(
+    "--target",
+    type=click.Choice([target.value for target in Target]),
+    help="Which Triton serves: any with the Python backend, or NVIDIA's NGC containers. Replaces the spec's.",
+)
+@click.option("--no-report", is_flag=True, help="Do not draw report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(spec: Path, output: Path, seed: int | None, as_json: bool) -> None:
-    """Plan SPEC and write plan.json and one Triton model repository for each node."""
+def command(
+    spec: Path, output: Path, seed: int | None, target: str | None, no_report: bool, as_json: bool
+) -> None:
+    """Plan SPEC and write plan.json, report.html and one Triton model repository for each node.
+
+    report.html shows the plan in pictures; it needs matplotlib and jinja2 (the extra "demo").
+    """
     # Imported here because it brings gRPC along, which --help has no use for.
     from muplan.pipeline import generate
+    from muplan.report.plan_page import REPORT_FILE, missing_packages
 
     def on_progress(sentence: str) -> None:
         click.echo(f"muplan: {sentence}", err=True)
 
-    plan = generate(read_spec(spec, seed=seed), output, on_progress)
+    missing = () if no_report else missing_packages()
+    if missing:
+        on_progress(f"no {REPORT_FILE}, which needs {' and '.join(missing)}: pip install 'muserve[demo]'")
+    drawn = not no_report and not missing
+    spec_file = read_spec(spec, seed=seed, target=Target(target) if target else None)
+    plan = generate(spec_file, output, on_progress, report=drawn)
     if as_json:
         click.echo(json.dumps(summary_document(plan, output), indent=2))
         return

@@ -13,6 +13,9 @@ from urllib.parse import quote
 
 from muserve.errors import ServingError
 
+# Backends whose instances are processes of the Python backend's stub; vLLM's is written in Python.
+_PYTHON_BACKENDS = ("python", "vllm")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
@@ -55,7 +58,7 @@ class TritonControl:
     def python_instances(self, model: str) -> int:
         """How many Python processes the loaded configuration of ``model`` asks for; 0 without any."""
         config = self._config(model)
-        if config.get("backend") != "python":
+        if config.get("backend") not in _PYTHON_BACKENDS:
             return 0
         groups = config.get("instance_group", ())
         return sum(group["count"] * max(1, len(group.get("gpus", ()))) for group in groups)

@@ -128,11 +128,14 @@ def _version_key(version: str) -> tuple[int, ...]:
 
 
 def link_backends(triton: FoundTriton, stub: Path, directory: Path) -> Path:
-    """A backend directory under ``directory`` that has all of the server's backends and ``stub``.
+    """A directory that has all of the server's backends and ``stub``: its own, or one under ``directory``.
 
-    Everything in it is a symbolic link: the backend library finds its neighbours through its own
-    location, so it must not be copied.
+    Everything in the latter is a symbolic link: the backend library finds its neighbours through its own
+    location, so it must not be copied. Triton refuses such a link to it for backends that are themselves
+    written in Python, as vLLM's is; a server that has them brings its stub.
     """
+    if stub == triton.backends / "python" / STUB:
+        return triton.backends
     backends = directory / "backends"
     python = backends / "python"
     python.mkdir(parents=True)

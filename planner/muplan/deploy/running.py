@@ -90,6 +90,7 @@ def running_triton(
             shared_memory_option=shared_memory_option(directory),
             config_name=config_name,
             drain_s=drain_s,
+            limits_rates=_names_resources(repository),
         )
         libraries = link_library(interpreter, directory)
         environment = server_environment(interpreter, libraries, vgpus, os.environ)
@@ -108,6 +109,11 @@ def running_triton(
             pid=server.pid,
             server=server,
         )
+
+
+def _names_resources(repository: Path) -> bool:
+    """Whether a model of the repository holds a resource while it runs; Triton ignores them by default."""
+    return any(b"rate_limiter" in config.read_bytes() for config in repository.glob("*/config.pbtxt"))
 
 
 def _log_progress(loaded: int, total: int) -> None:

@@ -19,7 +19,7 @@ from muplan.deploy.ports import Ports
 from muplan.deploy.running import CPU_CONFIG, RunningTriton, running_triton
 from muplan.deploy.server import LogSink
 from muserve.errors import InputError, ServingError
-from muserve.plan import ModelKind, Plan, read_plan, vgpu_dir
+from muserve.plan import ModelKind, Plan, read_plan
 
 REPOSITORY = "model_repository"
 _POLL_S = 0.2
@@ -101,12 +101,11 @@ def serving(
 
 def create_virtual_gpus(plan: Plan, plan_dir: Path, node: str) -> int:
     """Make the state files of the node's virtual GPUs, keeping those that exist; returns how many."""
-    from muserve.gpu.virtual import VirtualGpu
+    from muserve.gpu.opening import open_gpu
 
-    directory = vgpu_dir(plan_dir)
-    virtual = [(gpu, gpu.uuid) for gpu in plan.gpus if gpu.node == node and gpu.virtual and gpu.uuid]
-    for gpu, uuid in virtual:
-        VirtualGpu.create(directory / f"{uuid}.vgpu", gpu.part, gpu.index, uuid)
+    virtual = [gpu for gpu in plan.gpus if gpu.node == node and gpu.virtual]
+    for gpu in virtual:
+        open_gpu(gpu, plan_dir)
     return len(virtual)
 
 

@@ -37,7 +37,8 @@ class ServerCommand:
     """How to start one server.
 
     ``config_name`` chooses ``configs/<config_name>.pbtxt`` of each model that has one. ``drain_s`` is
-    how long requests in flight may take to finish when the server is told to stop.
+    how long requests in flight may take to finish when the server is told to stop. ``limits_rates`` says
+    whether instances wait for the resources that their configurations name.
     """
 
     executable: Path
@@ -48,6 +49,7 @@ class ServerCommand:
     shared_memory_option: str
     config_name: str | None
     drain_s: int
+    limits_rates: bool = False
 
     def arguments(self) -> list[str]:
         """The command line, program first."""
@@ -66,6 +68,8 @@ class ServerCommand:
         for endpoint in ("http", "grpc", "metrics"):
             arguments += [f"--{endpoint}-address={self.address}"]
             arguments += [f"--{endpoint}-port={getattr(self.ports, endpoint)}"]
+        if self.limits_rates:
+            arguments.append("--rate-limit=execution_count")
         if self.config_name:
             arguments.append(f"--model-config-name={self.config_name}")
         return arguments

@@ -6,13 +6,15 @@ Runtimes (ONNX Runtime, TensorRT) fuse, so kernels are counted after the fusions
   launches nothing, and reads only its operands from elsewhere;
 * reshapes, transpositions, slices and broadcasts only change how the neighbours index memory: free;
 * dequantisation happens inside the kernel that reads its result, which then reads the quantised data;
-* shape arithmetic and constant expressions run once or on the host: free.
+* shape arithmetic and constant expressions run once or on the host: free;
+* matrices looked up in a table of them (a mixture's experts) are read where they lie by the product that
+  takes them, a grouped GEMM: each at most once, however many rows chose it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -127,6 +129,7 @@ def _work(graph: Structure, shapes: Mapping[str, TensorShape]) -> list[_Work]:
     """One walk over the operators, remembering in which kernel each tensor is made."""
     kernel, made_in = 0, dict[str, int]()
     met: set[str] = set()
+    looked_up: dict[str, int] = {}
     result = []
     for position, node in enumerate(graph.nodes):
         needed = dict.fromkeys(graph.needs(position)) if position in graph.owned else {}
@@ -142,6 +145,10 @@ def _work(graph: Structure, shapes: Mapping[str, TensorShape]) -> list[_Work]:
             made_in.update((name, made_in.get(source, -1)) for name in node.output)
             result.append(_Work(weight_bytes=new_bytes))
             continue
+        if node.op_type == "Gather" and any(len(shapes[name].dims) > 2 for name in weights):
+            looked_up[node.output[0]] = _read_bytes(graph, node, node.input[0], shapes)
+            result.append(_Work(weight_bytes=new_bytes))
+            continue
         if not fused:
             kernel += 1
         outside = [n for n in dict.fromkeys(node.input) if n and not (fused and made_in.get(n) == kernel)]
@@ -150,7 +157,9 @@ def _work(graph: Structure, shapes: Mapping[str, TensorShape]) -> list[_Work]:
         result.append(
             _Work(
                 flops=flops(node, shapes),
-                bytes_read=sum(_read_bytes(graph, node, name, shapes) for name in outside),
+                bytes_read=sum(
+                    looked_up.get(name) or _read_bytes(graph, node, name, shapes) for name in outside
+                ),
                 bytes_written=0 if fused else written,
                 weight_bytes=new_bytes,
                 launches=not fused,
@@ -210,5 +219,15 @@ def _cuttable(
     return (
         before_kernel
         and bool(crossing)
-        and all(shapes[name].dims and graph.maker(name) != "DequantizeLinear" for name in crossing)
+        and all(shapes[name].dims and not _read_in_place(graph, work, name) for name in crossing)
     )
+
+
+def _read_in_place(graph: Structure, work: Sequence[_Work], name: str) -> bool:
+    """Whether ``name`` never exists in memory: its reader takes the data from where it is stored."""
+    match graph.maker(name):
+        case "DequantizeLinear":
+            return True
+        case "Gather":
+            return not work[graph.producers[name]].launches
+    return False

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from muplan.report.document import Report
 from muplan.report.plots import arm_colours, draw_plots
 from muplan.report.rows import comparison, interval_text, seconds
+from muplan.report.template import Tile, render
 
 _TEMPLATE = "page.html.j2"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """A headline figure, what it is, and what it stands on."""
-
-    figure: str
-    label: str
-    detail: str
-
-
 def render_page(report: Report) -> str:
-    """The report as one HTML document: styles and plots inside, no script, no link to fetch."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    text = resources.files("muplan.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(text).render(
+    """The report as one HTML document that needs nothing else."""
+    return render(
+        _TEMPLATE,
         title=report.title,
         virtual=bool(report.setup["virtual"]),
         arms=[

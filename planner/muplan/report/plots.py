@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from muplan.report.arm import ArmRun, GpuTrace
 from muplan.report.document import Report
+from muplan.report.drawing import COLOURS, LIMIT_COLOUR, Plot, svg_uri
 from muplan.report.rows import seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#8b93a1", "#0f8a5f", "#d98324", "#3d6fb6")
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa1ac",
-    "axes.labelcolor": "#3a4250",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": "#e6e9ee",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "xtick.color": "#5b6472",
-    "ytick.color": "#5b6472",
-    "legend.frameon": False,
-    "svg.hashsalt": "muserve",
-}
 _POWER_STEP_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plot:
-    """One picture: ``uri`` is its SVG as a data URI, ``caption`` says how to read it."""
-
-    title: str
-    caption: str
-    uri: str
 
 
 def draw_plots(report: Report) -> tuple[Plot, ...]:
@@ -57,50 +26,37 @@ def draw_plots(report: Report) -> tuple[Plot, ...]:
             title="Job completion time",
             caption="Share of arrived requests completed within a time; failed requests keep a curve "
             "below 100 %. The dotted line is the SLO. Further left is better.",
-            uri=_svg((1, len(report.slo_ms)), 3.1, lambda axes: _draw_jct(report, axes)),
+            uri=svg_uri((1, len(report.slo_ms)), 3.1, lambda axes: _draw_jct(report, axes)),
         ),
         Plot(
             title="Clocks",
             caption="SM clock of each virtual GPU as sampled four times a second.",
-            uri=_svg((gpus, 1), 1.7 * gpus, lambda axes: _draw_clocks(report, axes)),
+            uri=svg_uri((gpus, 1), 1.7 * gpus, lambda axes: _draw_clocks(report, axes)),
         ),
         Plot(
             title="Power",
             caption="All virtual GPUs together, mean of each second, idle power included.",
-            uri=_svg((1, 1), 2.6, lambda axes: _draw_power(report, axes[0])),
+            uri=svg_uri((1, 1), 2.6, lambda axes: _draw_power(report, axes[0])),
         ),
         Plot(
             title="Energy",
             caption="Left: energy over the whole window, by GPU. Right: the same energy divided by the "
             "number of requests that met their SLO.",
-            uri=_svg((1, 2), 2.2, lambda axes: _draw_energy(report, axes)),
+            uri=svg_uri((1, 2), 2.2, lambda axes: _draw_energy(report, axes)),
         ),
     )
-
-
-def _svg(grid: tuple[int, int], height_in: float, draw: Callable[[Sequence[Axes]], None]) -> str:
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    rows, columns = grid
-    with matplotlib.style.context(_STYLE):
-        figure = Figure(figsize=(9.6, height_in), layout="constrained")
-        draw(list(figure.subplots(rows, columns, squeeze=False, sharex=rows > 1).ravel()))
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _draw_jct(report: Report, axes: Sequence[Axes]) -> None:
     from matplotlib.ticker import LogLocator
 
     for axis, (model, slo_ms) in zip(axes, report.slo_ms.items(), strict=True):
-        for run, colour in zip(report.runs, _COLOURS, strict=False):
+        for run, colour in zip(report.runs, COLOURS, strict=False):
             arrived = sum(o.request.model == model for o in run.outcomes)
             jct_s = np.sort(run.jct_s(model))
             shares = 100 * np.arange(1, len(jct_s) + 1) / max(1, arrived)
             axis.step(jct_s, shares, where="post", color=colour, linewidth=1.8, label=run.name)
-        axis.axvline(slo_ms / 1000, color="#b3403a", linestyle=":", linewidth=1.4)
+        axis.axvline(slo_ms / 1000, color=LIMIT_COLOUR, linestyle=":", linewidth=1.4)
         axis.set_xscale("log")
         low, high = axis.get_xlim()
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
@@ -116,7 +72,7 @@ def _draw_jct(report: Report, axes: Sequence[Axes]) -> None:
 
 def _draw_clocks(report: Report, axes: Sequence[Axes]) -> None:
     for index, axis in enumerate(axes):
-        for run, colour in zip(report.runs, _COLOURS, strict=False):
+        for run, colour in zip(report.runs, COLOURS, strict=False):
             trace = run.gpus[index]
             axis.step(trace.time_s, trace.clock_mhz, where="post", color=colour, label=run.name)
         axis.set_ylim(bottom=0)
@@ -127,7 +83,7 @@ def _draw_clocks(report: Report, axes: Sequence[Axes]) -> None:
 
 
 def _draw_power(report: Report, axis: Axes) -> None:
-    for run, colour in zip(report.runs, _COLOURS, strict=False):
+    for run, colour in zip(report.runs, COLOURS, strict=False):
         ends_s, power_w = total_power(run.gpus, _POWER_STEP_S)
         axis.step(ends_s, power_w, where="pre", color=colour, label=run.name)
     axis.set_ylim(bottom=0)
@@ -151,7 +107,7 @@ def _draw_energy(report: Report, axes: Sequence[Axes]) -> None:
     base = np.zeros(len(names))
     for shade, gpu in enumerate(report.runs[0].gpus):
         values = np.array([figures[name].energy_j_by_gpu[gpu.gpu] / 1000 for name in names])
-        bars = axes[0].barh(names, values, left=base, height=0.55, color=_COLOURS, edgecolor="white")
+        bars = axes[0].barh(names, values, left=base, height=0.55, color=COLOURS, edgecolor="white")
         for bar in bars:
             bar.set_alpha(1 - 0.35 * (shade % 2))
         axes[0].bar_label(
@@ -159,7 +115,7 @@ def _draw_energy(report: Report, axes: Sequence[Axes]) -> None:
         )
         base += values
     per_good = [figures[name].joules_per_good_request or 0.0 for name in names]
-    bars = axes[1].barh(names, per_good, height=0.55, color=_COLOURS)
+    bars = axes[1].barh(names, per_good, height=0.55, color=COLOURS)
     axes[1].bar_label(bars, fmt="%.1f J", padding=4, fontsize=8)
     axes[1].set_yticklabels([])
     axes[0].set_xlabel("energy, kJ")
@@ -172,4 +128,4 @@ def _draw_energy(report: Report, axes: Sequence[Axes]) -> None:
 
 def arm_colours(runs: Sequence[ArmRun]) -> dict[str, str]:
     """The colour of each arm in every plot."""
-    return {run.name: colour for run, colour in zip(runs, _COLOURS, strict=False)}
+    return {run.name: colour for run, colour in zip(runs, COLOURS, strict=False)}

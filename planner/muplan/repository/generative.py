@@ -1,4 +1,4 @@
-"""A generative model in Triton: an ensemble of the length predictor and the engine.
+"""A generative model on target embedded: an ensemble of the length predictor and the engine.
 
 Inputs and outputs are those of Triton's vLLM backend. The predictor hands its estimate and the priority
 made from it to the engine as tensors; the engine's inputs for them are optional, so that it can be
@@ -7,11 +7,19 @@ called directly as well.
 
 from __future__ import annotations
 
-from muplan.repository.model_config import Step, Tensor, ensemble, python_model
-from muplan.repository.triton_model import TritonModel, common_parameters, number
+from muplan.repository.model_config import Instance, Step, Tensor, backend_model, ensemble
+from muplan.repository.triton_model import (
+    TritonModel,
+    common_parameters,
+    gpu_names,
+    number,
+    replica_instances,
+    replica_parameters,
+    shim,
+)
 from muplan.spec import SpecFile
 from muplan.staging import StagedModel
-from muserve.plan import GpuPlan, ModelPlan, Phase, Plan
+from muserve.plan import ModelPlan, Phase, Plan
 
 TEXT = Tensor(name="text_input", dtype="STRING", dims=(1,))
 STREAM = Tensor(name="stream", dtype="BOOL", dims=(1,), optional=True)
@@ -22,7 +30,7 @@ PREDICTED = Tensor(name="predicted_tokens", dtype="FP32", dims=(1,), optional=Tr
 PRIORITY = Tensor(name="priority", dtype="UINT64", dims=(1,), optional=True)
 ARRIVAL = Tensor(name="arrival_ms", dtype="UINT64", dims=(1,), optional=True)
 
-_PUBLIC = (TEXT, STREAM, SAMPLING, EXCLUDE)
+PUBLIC = (TEXT, STREAM, SAMPLING, EXCLUDE)
 _ADVICE = (PREDICTED, PRIORITY, ARRIVAL)
 
 
@@ -30,39 +38,39 @@ def generative_configs(
     plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile
 ) -> tuple[TritonModel, ...]:
     """The ensemble that clients call, the predictor and the engine."""
-    gpu = plan.gpu(model.partitions[0].replicas[0].gpu)
     return (
-        _ensemble(model, gpu),
-        _predictor(model, gpu, staged, spec_file),
-        _engine(model, gpu, staged, spec_file),
+        _ensemble(model),
+        _predictor(model, spec_file),
+        _engine(plan, model, staged, spec_file),
     )
 
 
-def _ensemble(model: ModelPlan, gpu: GpuPlan) -> TritonModel:
+def _ensemble(model: ModelPlan) -> TritonModel:
     predictor = Step(
         model=_predictor_name(model),
-        inputs=_same(TEXT, SAMPLING),
-        outputs=_same(*_ADVICE),
+        inputs=same(TEXT, SAMPLING),
+        outputs=same(*_ADVICE),
     )
-    engine = Step(model=model.partitions[0].name, inputs=_same(*_PUBLIC, *_ADVICE), outputs=_same(ANSWER))
+    engine = Step(model=model.partitions[0].name, inputs=same(*PUBLIC, *_ADVICE), outputs=same(ANSWER))
     return TritonModel(
         config=ensemble(
             model.name,
-            inputs=_PUBLIC,
+            inputs=PUBLIC,
             outputs=(ANSWER,),
             steps=(predictor, engine),
-            parameters=common_parameters(model, gpu),
-            gpu_name=gpu.name,
+            parameters=common_parameters(model),
+            gpu_name=gpu_names(model.partitions),
         )
     )
 
 
-def _predictor(model: ModelPlan, gpu: GpuPlan, staged: StagedModel, spec_file: SpecFile) -> TritonModel:
+def _predictor(model: ModelPlan, spec_file: SpecFile) -> TritonModel:
     engine = model.partitions[0]
     # Order matters when the engine is busy: a token then costs a step with all slots running.
-    growth_ms = staged.demand.decode_growth_ms[gpu.part] * (staged.demand.slots - 1)
+    growth_ms = engine.decode_growth_ms * (model.slots - 1)
     parameters = {
-        **common_parameters(model, gpu),
+        **common_parameters(model),
+        "gpu": gpu_names(model.partitions),
         "const_ms": number(engine.law(Phase.PREFILL).latency_ms),
         "ms_per_token": number(engine.law(Phase.DECODE).latency_ms + growth_ms),
         "alpha": number(spec_file.spec.predictor.alpha),
@@ -72,26 +80,28 @@ def _predictor(model: ModelPlan, gpu: GpuPlan, staged: StagedModel, spec_file: S
         parameters["predictor_file"] = "predictor"
         node_files["predictor"] = spec_file.resolve(spec_file.spec.predictor.file)
     return TritonModel(
-        config=python_model(
+        config=backend_model(
+            "python",
             _predictor_name(model),
             inputs=(TEXT, SAMPLING),
             outputs=_ADVICE,
             parameters=parameters,
-            gpu=None,
-            gpu_name=gpu.name,
+            instances=(Instance(),),
+            gpu_name=gpu_names(model.partitions),
         ),
-        shim="length_predictor",
+        version_files={"model.py": shim("length_predictor")},
         node_files=node_files,
     )
 
 
-def _engine(model: ModelPlan, gpu: GpuPlan, staged: StagedModel, spec_file: SpecFile) -> TritonModel:
+def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile) -> TritonModel:
     engine = staged.spec.token_engine
     partition = model.partitions[0]
     prefill, decode = partition.law(Phase.PREFILL), partition.law(Phase.DECODE)
     parameters = {
-        **common_parameters(model, gpu),
-        "engine": engine.name,
+        **common_parameters(model),
+        **replica_parameters(plan, partition),
+        "engine": "replay",
         "slots": str(engine.slots),
         "queue_limit": str(engine.queue_limit),
         "queue_order": spec_file.spec.serving.order,
@@ -100,7 +110,7 @@ def _engine(model: ModelPlan, gpu: GpuPlan, staged: StagedModel, spec_file: Spec
         "prefill_sensitivity": number(prefill.sensitivity.value),
         "decode_ms": number(decode.latency_ms),
         "decode_sensitivity": number(decode.sensitivity.value),
-        "decode_ms_per_running_request": number(staged.demand.decode_growth_ms[gpu.part]),
+        "decode_ms_per_running_request": number(partition.decode_growth_ms),
         "predictor_model": _predictor_name(model),
     }
     node_files = {}
@@ -113,16 +123,17 @@ def _engine(model: ModelPlan, gpu: GpuPlan, staged: StagedModel, spec_file: Spec
         parameters["tokenizer_file"] = name
         node_files[name] = spec_file.resolve(staged.spec.tokenizer)
     return TritonModel(
-        config=python_model(
+        config=backend_model(
+            "python",
             partition.name,
-            inputs=(*_PUBLIC, *_ADVICE),
+            inputs=(*PUBLIC, *_ADVICE),
             outputs=(ANSWER,),
             parameters=parameters,
-            gpu=gpu.index,
-            gpu_name=gpu.name,
+            instances=replica_instances(plan, partition),
+            gpu_name=gpu_names(model.partitions),
             decoupled=True,
         ),
-        shim="llm_engine",
+        version_files={"model.py": shim("llm_engine")},
         node_files=node_files,
     )
 
@@ -131,5 +142,6 @@ def _predictor_name(model: ModelPlan) -> str:
     return f"{model.name}_length_predictor"
 
 
-def _same(*tensors: Tensor) -> dict[str, str]:
+def same(*tensors: Tensor) -> dict[str, str]:
+    """The tensor map of an ensemble step whose tensors have the names that the ensemble gives them."""
     return {tensor.name: tensor.name for tensor in tensors}

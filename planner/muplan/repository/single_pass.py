@@ -1,82 +1,32 @@
-"""A single-pass model in Triton: a Python-backend model per partition, and an ensemble over several."""
+"""A single-pass model in Triton: a model per partition, and an ensemble over several."""
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
 
 from muplan.profile.shapes import tensor_specs
-from muplan.repository.model_config import Step, Tensor, ensemble, python_model, triton_tensors
-from muplan.repository.triton_model import TritonModel, common_parameters, number
-from muplan.spec import SpecFile, WeightsSpec
+from muplan.repository.model_config import Step, ensemble, triton_tensors
+from muplan.repository.onnx_stage import onnx_stages
+from muplan.repository.python_stage import python_stages
+from muplan.repository.triton_model import TritonModel, common_parameters, gpu_names
+from muplan.spec import SpecFile, Target
 from muplan.staging import StagedModel
-from muserve.plan import ModelPlan, PartitionPlan, Phase, Plan
-
-# ONNX Runtime threads of one stage. One: the stages of a node run side by side.
-_THREADS = 1
+from muserve.plan import ModelPlan, Plan
 
 
 def single_pass_configs(
-    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile
-) -> tuple[TritonModel, ...]:
-    """The Triton models of ``model``; the first is the one that clients call."""
-    stages = tuple(_stage(plan, model, staged, spec_file, index) for index in range(len(model.partitions)))
-    if len(stages) == 1:
-        return stages
-    return (_ensemble(plan, model, staged), *stages)
+    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile, crowded: frozenset[str]
+) -> Sequence[TritonModel]:
+    """The Triton models of ``model``; the first is the one that clients call.
+
+    ``crowded`` names the GPUs on which instances take turns (``muplan.repository.contention``).
+    """
+    stages = onnx_stages if plan.target == Target.NGC else python_stages
+    made = stages(plan, model, staged, spec_file, crowded)
+    return made if len(made) == 1 else (_ensemble(model, staged), *made)
 
 
-def _stage(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile, index: int) -> TritonModel:
-    partition, graph = model.partitions[index], staged.partitions[index].graph
-    assert graph is not None, "a single-pass partition has a graph"
-    gpu = plan.gpu(partition.replicas[0].gpu)
-    inputs, outputs = tensor_specs(graph)
-    weights, node_files = _weights(plan, model, staged, spec_file)
-    return TritonModel(
-        config=python_model(
-            partition.name,
-            inputs=triton_tensors(inputs),
-            outputs=triton_tensors(outputs),
-            parameters={
-                **common_parameters(model, gpu),
-                **_stage_parameters(partition, index, len(model.partitions)),
-                **weights,
-            },
-            gpu=gpu.index,
-            gpu_name=gpu.name,
-        ),
-        shim="stage",
-        graph=graph,
-        node_files=node_files,
-    )
-
-
-def _stage_parameters(partition: PartitionPlan, index: int, count: int) -> dict[str, str]:
-    law = partition.law(Phase.INFERENCE)
-    return {
-        "stage_index": str(index),
-        "stage_count": str(count),
-        "latency_ms": number(law.latency_ms),
-        "sensitivity": number(law.sensitivity.value),
-        "graph_file": "partition.onnx",
-        "threads": str(_THREADS),
-    }
-
-
-def _weights(
-    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile
-) -> tuple[dict[str, str], dict[str, Path]]:
-    """Parameters that say where missing weights come from, and the file to bring along."""
-    if staged.source.has_weights:
-        return {}, {}
-    weights = staged.spec.weights or WeightsSpec(seed=plan.seed)
-    if weights.file is None:
-        return {"weights_seed": str(weights.seed)}, {}
-    source = spec_file.resolve(weights.file)
-    name = str(PurePosixPath("weights", model.name + source.suffix))
-    return {"weights_file": name}, {name: source}
-
-
-def _ensemble(plan: Plan, model: ModelPlan, staged: StagedModel) -> TritonModel:
+def _ensemble(model: ModelPlan, staged: StagedModel) -> TritonModel:
     """Chains the stages by tensor name: each takes the public inputs and earlier results it needs."""
     assert staged.source.graph is not None, "a single-pass model has a graph"
     inputs, outputs = tensor_specs(staged.source.graph)
@@ -85,17 +35,16 @@ def _ensemble(plan: Plan, model: ModelPlan, staged: StagedModel) -> TritonModel:
         for p in model.partitions
     ]
     used = {name for partition in model.partitions for name in partition.input_tensors}
-    taken: list[Tensor] = [tensor for tensor in triton_tensors(inputs) if tensor.name in used]
-    gpus = dict.fromkeys(partition.replicas[0].gpu for partition in model.partitions)
-    only = plan.gpu(next(iter(gpus))) if len(gpus) == 1 else None
+    batching = staged.spec.batching
     return TritonModel(
         config=ensemble(
             model.name,
-            inputs=taken,
+            inputs=[tensor for tensor in triton_tensors(inputs) if tensor.name in used],
             outputs=triton_tensors(outputs),
             steps=steps,
-            parameters=common_parameters(model, only),
-            gpu_name=",".join(gpus),
+            parameters=common_parameters(model),
+            gpu_name=gpu_names(model.partitions),
+            max_batch_size=batching.max_batch_size if batching else 0,
         )
     )
 

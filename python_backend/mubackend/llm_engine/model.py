@@ -10,13 +10,14 @@ With ``stream`` each token is one response, and the last one carries the final f
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from mubackend.device import open_virtual_gpu
+from mubackend.device import open_virtual_gpus
 from mubackend.failure import Code, RequestError, invalid
 from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.answers import Answers, read_answers, tokenizer_split
@@ -30,6 +31,8 @@ from mubackend.settings import Settings, read_settings
 from mubackend.tensors import one_number, one_text
 from muserve.token_pieces import pieces
 
+# How long a replica that has taken a request leaves the next one to the others.
+_TURN_S = 0.002
 _PREDICTED = ("predicted_tokens", "priority", "arrival_ms")
 
 
@@ -39,13 +42,14 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Start the engine; a wrong setting fails the model's load with one sentence."""
         settings = read_settings(args)
+        self._turn_s = _TURN_S if settings.replicas > 1 else 0.0
         self._settings = read_engine_settings(settings)
         self._predictor_model = settings.text("predictor_model")
         answers = _read_answers(settings)
-        labels = {"model": settings.text("muserve_model"), "gpu": settings.text("gpu")}
+        labels = {"model": settings.text("muserve_model"), "gpu": settings.gpu}
         buckets = {"mu_request_latency_ms": slo_buckets_ms(self._settings.slo_ms)}
         metrics = open_metrics(pb_utils, METRICS, labels, buckets)
-        self._engine = ReplayEngine(self._settings, open_virtual_gpu(settings), answers, metrics)
+        self._engine = ReplayEngine(self._settings, open_virtual_gpus(settings), answers, metrics)
         self._engine.start()
         self._questions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor-question")
 
@@ -60,6 +64,8 @@ class TritonPythonModel:
             except Exception as error:
                 reply.fail(Code.INTERNAL, f"the engine failed: {type(error).__name__}")
                 raise
+            # Triton has one queue for all replicas. The one that asks again at once would get all of a burst.
+            time.sleep(self._turn_s)
 
     def finalize(self) -> None:
         """End what is left, so that no client waits for ever."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +31,20 @@ METRICS = ("mu_stage_latency_ms", "mu_stage_overrun_seconds_total", "mu_stage_gp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualCost:
-    """Where and how much GPU time one run of the partition takes, at the top clock."""
+    """Where and how much GPU time one run of the partition takes, at the top clock.
+
+    ``latency_ms`` is that of the planned batch, or of one row when Triton batches; ``row_ms`` is what each
+    further row adds then.
+    """
 
     device: Device
     latency_ms: float
     sensitivity: float
+    row_ms: float = 0.0
+
+    def run(self, rows: int) -> VirtualRun:
+        """Spend the GPU time of a run over ``rows`` rows; blocks meanwhile."""
+        return self.device.run(self.latency_ms + self.row_ms * (rows - 1), self.sensitivity)
 
 
 def open_stage_session(settings: Settings, cuda_device: int | None = None) -> onnxruntime.InferenceSession:
@@ -44,18 +54,28 @@ def open_stage_session(settings: Settings, cuda_device: int | None = None) -> on
     missing or broken, its weights cannot be had, or there is no CUDA.
     """
     file = settings.version_dir / settings.text("graph_file", "partition.onnx")
-    threads = settings.count("threads", 1)
     graph = load_model(file)
-    weights = _weights(graph, settings)
+    return open_graph(file, graph, stage_weights(graph, settings), settings, cuda_device)
+
+
+def open_graph(
+    file: Path,
+    graph: onnx.ModelProto,
+    weights: Mapping[str, Array],
+    settings: Settings,
+    cuda_device: int | None,
+) -> onnxruntime.InferenceSession:
+    """A session of ``graph``, which was read from ``file``; InputError when ONNX Runtime cannot run it."""
     try:
-        return open_session(graph, weights, threads, cuda_device)
+        return open_session(graph, weights, settings.count("threads", 1), cuda_device)
     except InputError:
         raise
     except Exception as error:  # ONNX Runtime has many types for a graph that it cannot run
         raise InputError(f"{file}: expected a graph that ONNX Runtime runs: {_first_line(error)}") from error
 
 
-def _weights(graph: onnx.ModelProto, settings: Settings) -> Mapping[str, Array]:
+def stage_weights(graph: onnx.ModelProto, settings: Settings) -> Mapping[str, Array]:
+    """Data for the missing initialisers of ``graph``, from the file or the seed that the settings name."""
     if not missing_weights(graph):
         return {}
     weights_file = settings.text("weights_file", "")
@@ -78,19 +98,25 @@ class StageRunner:
         self._metrics = metrics
         self._gpu_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="virtual-gpu")
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """The named output tensors for the named input tensors.
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the partition's inputs."""
+        return tuple(tensor.name for tensor in self._session.get_inputs())
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the partition's outputs."""
+        return tuple(tensor.name for tensor in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], rows: int = 1) -> list[Array]:
+        """The named output tensors for the named input tensors, which are a batch of ``rows`` rows.
 
         Raises RequestError: INVALID_ARGUMENT when ONNX Runtime refuses the inputs, INTERNAL when it
         or the virtual GPU fails.
         """
         started_s = time.monotonic()
         virtual = self._virtual
-        spending = (
-            self._gpu_thread.submit(virtual.device.run, virtual.latency_ms, virtual.sensitivity)
-            if virtual
-            else None
-        )
+        spending = self._gpu_thread.submit(virtual.run, rows) if virtual else None
         try:
             results = self._compute(inputs, outputs)
             cpu_finished_s = time.monotonic()

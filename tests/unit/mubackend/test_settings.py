@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mubackend.device import open_virtual_gpu
+from mubackend.device import open_virtual_gpus
 from mubackend.llm_engine.settings import QueueOrder, read_engine_settings
 from mubackend.settings import Settings, read_settings
 from muserve.errors import GpuNotFoundError, InputError
@@ -28,7 +29,7 @@ ENGINE = {
 }
 
 
-def from_triton(directory: Path, **changes: str) -> Settings:
+def from_triton(directory: Path, instance: str = "llm_engine_0_0", **changes: str) -> Settings:
     config: dict[str, Any] = {
         "parameters": {key: {"string_value": value} for key, value in (ENGINE | changes).items()}
     }
@@ -36,6 +37,7 @@ def from_triton(directory: Path, **changes: str) -> Settings:
         {
             "model_config": json.dumps(config),
             "model_name": "llm_engine",
+            "model_instance_name": instance,
             "model_version": "1",
             "model_repository": str(directory / "node0" / "model_repository" / "llm_engine"),
         }
@@ -84,8 +86,51 @@ def test_a_wrong_parameter_is_named(tmp_path: Path, key: str, value: str, expect
 def test_a_virtual_gpu_is_opened_never_made(tmp_path: Path) -> None:
     settings = from_triton(tmp_path)
     with pytest.raises(GpuNotFoundError, match="start Triton with `muplan serve`"):
-        open_virtual_gpu(settings)
+        open_virtual_gpus(settings)
     state_file = vgpu_dir(tmp_path) / "VGPU-node0-0.vgpu"
     state_file.parent.mkdir(exist_ok=True)
     VirtualGpu.create(state_file, "V100-16GB", 0, "VGPU-node0-0")
-    assert open_virtual_gpu(settings).identity.uuid == "VGPU-node0-0"
+    run = open_virtual_gpus(settings).run(1.0, 0.5)
+    assert run.gpu_s == pytest.approx(0.001)
+
+
+REPLICAS = {"gpu": "n/gpu0;n/gpu1,n/gpu2", "gpu_uuid": "VGPU-n-0;VGPU-n-1,VGPU-n-2"}
+
+
+@pytest.mark.parametrize(
+    ("instance", "gpu", "uuids"),
+    [
+        ("llm_engine_0_0", "n/gpu0", ("VGPU-n-0",)),
+        ("llm_engine_1_0", "n/gpu1,n/gpu2", ("VGPU-n-1", "VGPU-n-2")),
+        ("llm_engine_1_3", "n/gpu1,n/gpu2", ("VGPU-n-1", "VGPU-n-2")),
+        ("a name of its own_0", "n/gpu0", ("VGPU-n-0",)),
+    ],
+)
+def test_an_instance_finds_the_gpus_of_its_replica(
+    tmp_path: Path, instance: str, gpu: str, uuids: tuple[str, ...]
+) -> None:
+    settings = from_triton(tmp_path, instance, **REPLICAS)
+    assert (settings.gpu, settings.gpu_uuids, settings.is_virtual) == (gpu, uuids, True)
+
+
+def test_an_instance_group_without_a_planned_gpu_is_named(tmp_path: Path) -> None:
+    settings = from_triton(tmp_path, "llm_engine_2_0", **REPLICAS)
+    with pytest.raises(InputError, match="gpu: expected an entry for each of at least 3 instance groups"):
+        _ = settings.gpu
+
+
+def test_tensor_parallel_gpus_work_together_at_the_pace_of_the_slowest(tmp_path: Path) -> None:
+    uuids = ("VGPU-n-0", "VGPU-n-1")
+    vgpu_dir(tmp_path).mkdir()
+    gpus = [
+        VirtualGpu.create(vgpu_dir(tmp_path) / f"{uuid}.vgpu", "V100-16GB", number, uuid)
+        for number, uuid in enumerate(uuids)
+    ]
+    settings = from_triton(tmp_path, gpu="n/gpu0,n/gpu1", gpu_uuid=",".join(uuids))
+    gpus[1].lock_clock(gpus[1].supported_clocks_mhz()[0])
+    time.sleep(0.1)  # until the clock is in force
+    run = open_virtual_gpus(settings).run(5.0, 1.0)
+    assert run.finished_s - run.started_s == pytest.approx(gpus[1].busy_s(), rel=0.05)
+    assert gpus[0].busy_s() == pytest.approx(0.005, rel=0.05)
+    assert gpus[1].busy_s() > 2 * gpus[0].busy_s()
+    assert run.gpu_s == pytest.approx(gpus[0].busy_s() + gpus[1].busy_s(), rel=0.01)

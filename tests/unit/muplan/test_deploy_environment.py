@@ -114,6 +114,15 @@ def test_backends_are_linked_not_copied(wheel: FoundTriton, interpreter: Interpr
     assert (backends / "python" / STUB).readlink() == stub
 
 
+def test_a_server_that_has_its_stub_keeps_its_backends(
+    container: FoundTriton, interpreter: Interpreter, tmp_path: Path
+) -> None:
+    """Triton refuses a linked Python backend under backends that are written in Python."""
+    stub = container.backends / "python" / STUB
+    assert link_backends(container, stub, tmp_path / "run") == container.backends
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_library_directory_holds_nothing_else(interpreter: Interpreter, tmp_path: Path) -> None:
     (tmp_path / "python" / "lib" / "libssl.so.3").touch()
     run = tmp_path / "run"

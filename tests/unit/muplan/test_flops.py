@@ -259,5 +259,6 @@ def test_expert_weights_picked_by_a_router_are_read_in_part() -> None:
         w=(8, 16, 32),
     )
     assert pick.weight_bytes == 8 * 16 * 32 * 4
-    assert pick.bytes_read == 2 * 16 * 32 * 4 + 2 * 8
+    assert (pick.bytes_read, pick.launches, pick.cuttable) == (0, False, False)
+    assert product.bytes_read == 2 * 16 * 32 * 4 + 2 * 16 * 4
     assert product.flops == 2 * 2 * 16 * 32

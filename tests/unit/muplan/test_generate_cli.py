@@ -47,6 +47,17 @@ def test_json_is_all_of_stdout(tmp_path: Path) -> None:
     }
 
 
+def test_a_part_without_a_published_sweep_is_named_as_modelled(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    model = "{name: bert, source: catalog:bert-base, kind: single-pass, slo_ms: 500, load: {rate_rps: 1}}"
+    gpus = "[{part: H100, virtual: true}, {part: L20, virtual: true}]"
+    spec.write_text(f"cluster: {{nodes: [{{name: n, gpus: {gpus}}}]}}\nmodels: [{model}]\n")
+    shown = run(str(spec), "-o", str(tmp_path / "out"))
+    assert "is modelled for H100, not measured" in " ".join(shown.stdout.split())
+    summary = json.loads(run(str(spec), "-o", str(tmp_path / "out"), "--json").stdout)
+    assert [gpu["response_basis"] for gpu in summary["gpus"]] == ["modelled", "measured"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "code", "expected"),
     [

@@ -18,9 +18,12 @@ from muplan.pipeline import generate, plan_spec
 from muplan.repository.directory import REPOSITORY_NAME, read_manifest
 from muplan.repository.model_config import parse_config
 from muplan.spec import SpecFile, parse_spec, read_spec
+from mupower.fleet import open_fleet
 from muserve.errors import InfeasiblePlanError, InputError
+from muserve.gpu.parts import load_part, part_bytes
+from muserve.gpu.virtual import VirtualGpu
 from muserve.plan import PLAN_VERSION, ModelKind, Phase, read_plan
-from muserve.weightless import strip_weights
+from muserve.weightless import hollow_weights, strip_weights
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
@@ -76,6 +79,13 @@ def refused(file: SpecFile, directory: Path) -> str:
     return str(caught.value)
 
 
+def own_part(file: Path, **changes: Any) -> None:
+    """A profile file, made from a part of the catalogue."""
+    part = json.loads(part_bytes(load_part("V100-16GB")))
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(part | {"name": "my-v100", "idle_default_w": 50.0} | changes))
+
+
 def tiny_onnx(file: Path, *, scalar: bool = False) -> None:
     """y = x @ w, with its weights inside."""
     shape: list[str | int] = [] if scalar else ["rows", 3]
@@ -88,6 +98,39 @@ def tiny_onnx(file: Path, *, scalar: bool = False) -> None:
         [] if scalar else [numpy_helper.from_array(np.ones((2, 3), np.float32), "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+
+
+def half_and_half_onnx(file: Path, convolutions: int = 4, products: int = 4) -> None:
+    """Convolutions, which compute, then products with one row, which read weights; all of about 0.4 ms."""
+    channels, width = 256, 8192
+    nodes, weights = [], []
+    last = "x"
+    for i in range(convolutions):
+        weights.append(
+            TensorProto(name=f"c{i}", dims=[channels, channels, 3, 3], data_type=TensorProto.FLOAT)
+        )
+        nodes.append(
+            helper.make_node("Conv", [last, f"c{i}"], [f"conv{i}"], name=f"conv{i}", pads=[1, 1, 1, 1])
+        )
+        last = f"conv{i}"
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"], name="pool"))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"], name="flatten"))
+    last = "flat"
+    for i in range(products):
+        rows = width if i else channels
+        weights.append(TensorProto(name=f"m{i}", dims=[rows, width], data_type=TensorProto.FLOAT))
+        nodes.append(helper.make_node("MatMul", [last, f"m{i}"], [f"product{i}"], name=f"product{i}"))
+        last = f"product{i}"
+    graph = helper.make_graph(
+        nodes,
+        "half_and_half",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", channels, 56, 56])],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, ["batch", width])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    hollow = hollow_weights(model, frozenset(weight.name for weight in weights))
+    file.write_bytes(hollow.SerializeToString())
 
 
 class TestQuickstart:
@@ -171,6 +214,31 @@ class TestOtherSpecs:
         assert numpy_helper.to_array(written.graph.initializer[0]).sum() == 6
         assert plan.models[0].partitions[0].weight_bytes == 24
 
+    def test_unlike_halves_are_parted_at_their_border(self, tmp_path: Path) -> None:
+        half_and_half_onnx(tmp_path / "halves.onnx")
+        model = bert(name="halves", source="onnx:halves.onnx", dims={}, weights={"seed": 0})
+        (planned,) = plan_spec(spec_file(tmp_path, model)).plan.models
+        computes, reads = (partition.laws[0].sensitivity.value for partition in planned.partitions)
+        assert computes > 0.8
+        assert reads < 0.2
+        (cut,) = planned.cuts
+        assert cut.after_operator in ("pool", "flatten")
+        assert cut.unlikeness_removed > 0.1
+        gain = cut.unlikeness_removed + cut.imbalance_removed - cut.transfer_cost - cut.cut_cost
+        assert gain > 0
+        dear = spec_file(tmp_path, model, partitioning={"cut": 1})
+        assert [len(m.partitions) for m in plan_spec(dear).plan.models] == [1]
+
+    def test_a_model_larger_than_a_gpu_is_cut_until_it_fits(self, tmp_path: Path) -> None:
+        half_and_half_onnx(tmp_path / "large.onnx", convolutions=0, products=80)
+        model = bert(name="large", source="onnx:large.onnx", dims={"batch": 1}, weights={"seed": 0})
+        (planned,) = plan_spec(spec_file(tmp_path, model)).plan.models
+        assert len(planned.partitions) == 2
+        for partition in planned.partitions:
+            assert partition.memory_bytes <= load_part("V100-16GB").memory_bytes
+        sentence = refused(spec_file(tmp_path, {**model, "partitions": 1}), tmp_path)
+        assert "partitions: expected auto or at least 2, for V100-16GB has 16.9 GB, got 1" in sentence
+
     def test_files_of_the_spec_travel_with_the_node(self, tmp_path: Path) -> None:
         tiny_onnx(tmp_path / "tiny.onnx")
         hollow = strip_weights(onnx.load(tmp_path / "tiny.onnx"), largest_inline_bytes=0)
@@ -214,6 +282,20 @@ class TestOtherSpecs:
         assert settings["llm_engine"]["alpha"].string_value == "inf"
         assert settings["llm_length_predictor"]["alpha"].string_value == "inf"
 
+    def test_a_part_of_a_profile_file_travels_with_the_plan(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own_part(tmp_path / "profiles" / "mine.json")
+        gpus = [{"part": "profiles/mine.json", "virtual": True}, {"part": "T4", "virtual": True}]
+        generate(spec_file(tmp_path, bert(), gpus=gpus), tmp_path / "out")
+        (tmp_path / "profiles" / "mine.json").unlink()
+        monkeypatch.setenv("MUSERVE_VGPU_DIR", str(tmp_path / "elsewhere"))
+        fleet = open_fleet(tmp_path / "out", "n")
+        assert [part.name for part in fleet.parts.values()] == ["my-v100", "T4"]
+        assert fleet.parts["n/gpu0"].idle_default_w == 50
+        assert VirtualGpu(tmp_path / "elsewhere" / "VGPU-n-0.vgpu").power_w() == 50
+        assert [p.name for p in (tmp_path / "out" / "parts").iterdir()] == ["my-v100.json"]
+
     def test_real_gpus_have_no_uuid(self, tmp_path: Path) -> None:
         planned = plan_spec(spec_file(tmp_path, bert(), gpus=[{"part": "V100-16GB"}]))
         (gpu,) = planned.plan.gpus
@@ -239,7 +321,7 @@ class TestRefused:
             (bert(source="catalog:opt-1.3b", dims={}), "kind: catalog:opt-1.3b is generative"),
             (bert(dims={"width": 3}), "dims.width: no such free dimension, expected one of: "),
             (bert(slo_ms=0.5), "slo_ms: expected more than the isolated latency of"),
-            (bert(partitions=4000), "partitions: expected 1 to"),
+            (bert(partitions=4000), "partitions: expected auto or 1 to"),
             (bert(weights={"file": "none.npz"}), "none.npz: expected a readable file"),
             (bert(weights={"file": "broken.onnx"}), "weights.file: "),
             (llm(tokenizer="none.json"), "none.json: expected a readable file"),
@@ -258,6 +340,16 @@ class TestRefused:
         assert sentence.startswith(f"{tmp_path / 'spec.yaml'}: models[0] ({model['name']}): ")
         assert expected in sentence
 
+    def test_names_that_collide_once_the_number_of_partitions_is_known(self, tmp_path: Path) -> None:
+        file = spec_file(
+            tmp_path,
+            bert(slo_ms=5000),
+            bert(name="bert_stage1", slo_ms=5000),
+            partitioning={"cut": 0, "transfer": 0, "imbalance": 0},
+        )
+        sentence = refused(file, tmp_path)
+        assert "spec.yaml: models: expected distinct Triton model names, got bert_stage1 2 times" in sentence
+
     def test_weights_for_a_source_that_has_its_own(self, tmp_path: Path) -> None:
         tiny_onnx(tmp_path / "tiny.onnx")
         model = bert(source="onnx:tiny.onnx", dims={"rows": 4}, weights={"seed": 1})
@@ -266,6 +358,30 @@ class TestRefused:
     def test_unknown_part(self, tmp_path: Path) -> None:
         sentence = refused(spec_file(tmp_path, bert(), gpus=[{"part": "V900"}]), tmp_path)
         assert "cluster: unknown GPU part 'V900': expected one of" in sentence
+
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            (["none.json"], "none.json: expected a readable part: No such file or directory"),
+            (["spec.json"], "spec.json: not valid JSON"),
+            (["mine.json", "taken.json"], "name: expected a name that the catalogue does not have, got 'T4'"),
+            (
+                ["mine.json", "other.json"],
+                "other.json: name: expected another name than the different part of",
+            ),
+            (["escape.json"], "name: expected up to 64 letters, digits, '_', '.' or '-', got '../../mine'"),
+        ],
+    )
+    def test_bad_profile_files(self, tmp_path: Path, files: list[str], expected: str) -> None:
+        own_part(tmp_path / "mine.json")
+        own_part(tmp_path / "other.json", idle_default_w=60.0)
+        own_part(tmp_path / "taken.json", name="T4")
+        own_part(tmp_path / "escape.json", name="../../mine")
+        (tmp_path / "spec.json").write_text("not a part")
+        gpus = [{"part": file, "virtual": True} for file in files]
+        sentence = refused(spec_file(tmp_path, bert(), gpus=gpus), tmp_path)
+        assert sentence.startswith(f"{tmp_path / 'spec.yaml'}: cluster: ")
+        assert expected in sentence
 
     def test_replay_on_real_gpus(self, tmp_path: Path) -> None:
         sentence = refused(spec_file(tmp_path, llm(), gpus=[{"part": "V100-16GB"}]), tmp_path)

@@ -16,13 +16,14 @@ from tritonclient.grpc import model_config_pb2
 from muplan.profile.shapes import TensorSpec
 from muplan.repository.directory import Artefact, read_manifest, write_directory
 from muplan.repository.model_config import (
+    Instance,
     Step,
     Tensor,
+    backend_model,
     config_bytes,
     ensemble,
     on_cpu,
     parse_config,
-    python_model,
     triton_tensors,
 )
 from muserve.errors import InputError
@@ -138,12 +139,13 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size
 class TestConfig:
     @given(st.dictionaries(text, text, max_size=4), st.integers(0, 7) | st.none())
     def test_python_model_parses_back(self, parameters: dict[str, str], gpu: int | None) -> None:
-        config = python_model(
+        config = backend_model(
+            "python",
             "m",
             inputs=(Tensor(name="x", dtype="INT64", dims=(-1, 3), optional=True),),
             outputs=(Tensor(name="y", dtype="FP32", dims=(1,)),),
             parameters=parameters,
-            gpu=gpu,
+            instances=(Instance(gpus=() if gpu is None else (gpu,)),),
             gpu_name="node0/gpu0",
         )
         parsed = parse_config(config_bytes(config))
@@ -210,12 +212,13 @@ class TestConfig:
             triton_tensors([spec])
 
     def engine(self) -> Any:
-        return python_model(
+        return backend_model(
+            "python",
             "engine",
             inputs=(),
             outputs=(),
             parameters={},
-            gpu=1,
+            instances=(Instance(gpus=(1,)),),
             gpu_name="node0/gpu1",
             decoupled=True,
         )

@@ -46,7 +46,7 @@ def test_small_spec_gets_defaults() -> None:
     spec = parse_spec(parse_mapping(SMALL, "s.yaml"), "s.yaml")
     (model,) = spec.models
     assert model.kind is ModelKind.SINGLE_PASS
-    assert (model.partitions, model.load.cv, model.attainment) == (1, 1.0, 0.99)
+    assert (model.partitions, model.load.cv, model.attainment) == ("auto", 1.0, 0.99)
     assert spec.predictor.alpha == 30.0
     assert spec.serving.order == "ssjf"
 

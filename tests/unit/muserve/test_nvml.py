@@ -21,7 +21,7 @@ from muserve.errors import (
     GpuUnsupportedError,
 )
 from muserve.gpu import nvml
-from muserve.gpu.nvml import NvmlGpu, list_gpus
+from muserve.gpu.nvml import NvmlGpu, driver_version, list_gpus
 from muserve.gpu.protocol import Gpu
 
 SOURCE = Path(__file__).parents[2] / "data/fake_nvml.c"
@@ -207,3 +207,8 @@ def test_without_a_driver_the_sentence_says_so(monkeypatch: pytest.MonkeyPatch) 
             NvmlGpu.open(0)
     else:
         pytest.skip("this machine has an NVIDIA driver")
+
+
+def test_the_driver_tells_its_version(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(library, monkeypatch)
+    assert driver_version() == "550.54.15"

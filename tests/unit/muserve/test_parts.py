@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from muserve.errors import InputError
-from muserve.gpu.parts import Part, load_part, parse_part, part_names
+from muserve.gpu.parts import FigureBasis, Part, load_part, parse_part, part_names
 from muserve.plan import Basis
 
 V100 = resources.files("muserve.gpu.parts").joinpath("V100-16GB.json").read_text(encoding="utf-8")
-SWEEP = Path(__file__).parents[4] / "shared/data/dvfs/v100_rtx8000_kernels.csv"
+MEASURED = {"A100-40GB", "A100-80GB", "L20", "V100-16GB", "V100-32GB"}
 
 
 def changed(**fields: Any) -> str:
@@ -27,7 +26,29 @@ def test_every_part_of_the_catalogue_loads_and_names_its_sources() -> None:
         assert part.name == name
         described = set(Part.__dataclass_fields__) - {"name", "sources"}
         assert set(part.sources) == described
-        assert all(source.text and source.basis in Basis for source in part.sources.values())
+        assert all(source.text and source.basis in FigureBasis for source in part.sources.values())
+
+
+def test_the_catalogue_holds_twelve_parts_and_says_which_are_modelled() -> None:
+    assert set(part_names()) == MEASURED | {"A10G", "A40", "H100", "H200", "L4", "L40S", "T4"}
+    for name in part_names():
+        part = load_part(name)
+        assert part.response_basis is (Basis.MEASURED if name in MEASURED else Basis.MODELLED)
+        if name not in MEASURED:
+            assert part.sources["busy_curves"].text.startswith("Modelled, no ")
+            assert part.sources["knee_mhz"].text.startswith("Modelled: ")
+
+
+@pytest.mark.parametrize("name", part_names())
+def test_peaks_are_ordered_as_hardware_orders_them(name: str) -> None:
+    """Narrower numbers are never slower, and the link to the host is slower than memory."""
+    part = load_part(name)
+    order = [("fp32", "tf32"), ("tf32", "fp16"), ("fp32", "fp16"), ("fp16", "int8"), ("fp16", "fp8")]
+    for wide, narrow in order:
+        if {wide, narrow} <= set(part.peak_tflops):
+            assert part.peak_tflops[wide] <= part.peak_tflops[narrow]
+    assert part.peak_tflops.get("bf16", part.peak_tflops["fp16"]) == part.peak_tflops["fp16"]
+    assert part.host_link_gbs < part.bandwidth_gbs
 
 
 def test_the_v100_lists_the_clocks_that_nvml_reports() -> None:
@@ -40,7 +61,7 @@ def test_the_v100_lists_the_clocks_that_nvml_reports() -> None:
 
 
 def test_an_unknown_part_is_one_sentence_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"unknown GPU part 'V1000': expected one of V100-16GB"):
+    with pytest.raises(InputError, match=r"unknown GPU part 'V1000': expected one of A100-40GB, .*V100-32GB"):
         load_part("V1000")
 
 
@@ -58,6 +79,10 @@ def with_point(curve: int, point: int, **fields: float) -> str:
         (changed(clocks_mhz=[200, 100]), "clocks_mhz: expected positive clocks in ascending order"),
         (changed(knee_mhz=946), "knee_mhz: expected one of clocks_mhz, got 946"),
         (changed(idle_w=50.0), "idle_w <= idle_default_w"),
+        (changed(limit_min_w=300.0), "expected idle_w < limit_min_w <= limit_w"),
+        (changed(host_link_gbs=0.0), "host_link_gbs: expected a positive number, got 0.0"),
+        (changed(peak_tflops={}), "peak_tflops: expected a positive peak"),
+        (changed(sources={}), "sources: expected an entry for busy_curves"),
         (changed(busy_curves=[]), "expected at least one curve"),
         (with_point(1, 3, clock_mhz=700), "middle: expected the clocks of the first curve"),
         (with_point(2, 0, time_ratio=1.0), "sensitive: expected time_ratio to fall"),
@@ -71,36 +96,3 @@ def test_a_bad_part_is_one_sentence(text: str, complaint: str) -> None:
         parse_part(text, "mine.json")
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.shared_data
-@pytest.mark.skipif(not SWEEP.exists(), reason="the published clock sweep is not on this machine")
-def test_the_busy_curves_are_the_medians_of_the_published_sweep() -> None:
-    """The method that the part's ``sources`` states, done again from the rows."""
-    import csv
-    from collections import defaultdict
-    from statistics import median
-
-    kernels: dict[str, dict[int, dict[str, str]]] = defaultdict(dict)
-    with SWEEP.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["gpu"] == "V100-PCIe":
-                kernels[row["workload"]][int(float(row["sm_clock_mhz"]))] = row
-
-    def ratio(kernel: dict[int, dict[str, str]], clock_mhz: int) -> float:
-        return float(kernel[clock_mhz]["latency_ms"]) / float(kernel[1380]["latency_ms"])
-
-    def sensitivity(kernel: dict[int, dict[str, str]]) -> float:
-        terms = [(1380 / clock - 1, ratio(kernel, clock) - 1) for clock in kernel if clock >= 945]
-        return sum(x * y for x, y in terms) / sum(x * x for x, _ in terms)
-
-    busy = [kernel for kernel in kernels.values() if float(kernel[1380]["util"]) >= 0.5]
-    for curve, (low, high) in zip(
-        load_part("V100-16GB").busy_curves, [(-1, 0.15), (0.15, 0.8), (0.8, 2)], strict=True
-    ):
-        group = [kernel for kernel in busy if low <= sensitivity(kernel) < high]
-        assert curve.sensitivity == pytest.approx(median(map(sensitivity, group)), abs=6e-4)
-        for point in curve.points:
-            clock = point.clock_mhz
-            assert point.time_ratio == pytest.approx(median(ratio(k, clock) for k in group), abs=6e-4)
-            assert point.power_w == pytest.approx(median(float(k[clock]["power_w"]) for k in group), abs=0.06)

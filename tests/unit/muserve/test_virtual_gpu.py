@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from muserve.errors import GpuBusyError, GpuLostError, GpuNotFoundError, GpuUnsupportedError, InputError
+from muserve.gpu.parts import load_part, part_bytes, part_names
 from muserve.gpu.protocol import Gpu
 from muserve.gpu.virtual import VirtualGpu
 from muserve.gpu.virtual_codec import decode, encode
@@ -71,6 +72,32 @@ def test_it_is_a_gpu_that_says_it_is_virtual(gpu: VirtualGpu) -> None:
     assert device.power_w() == gpu.part.idle_default_w
     assert device.utilisation() == 0.0
     assert device.throttle_reasons() == frozenset()
+
+
+@pytest.mark.parametrize("part_name", part_names())
+def test_every_part_of_the_catalogue_opens(part_name: str, path: Path) -> None:
+    gpu = VirtualGpu.create(path, part_name, 0, "VGPU-test-0")
+    assert gpu.identity.name == f"Virtual {part_name}"
+    assert gpu.power_w() == gpu.part.idle_default_w
+    gpu.lock_clock(gpu.part.knee_mhz)
+    until(lambda: gpu.clock_mhz() == gpu.part.knee_mhz)
+    run = gpu.run(2, 0.5)
+    assert run.gpu_s == pytest.approx(0.002 * slowdown(gpu.part, 0.5, gpu.part.knee_mhz), abs=1e-6)
+
+
+def test_a_part_of_a_users_own_is_kept_beside_the_gpu(path: Path, tmp_path: Path) -> None:
+    own = replace(load_part("V100-16GB"), name="mine", idle_default_w=50.0)
+    (tmp_path / "mine.json").write_bytes(part_bytes(own))
+    gpu = VirtualGpu.create(path, "mine", 0, "VGPU-test-0", part_dir=tmp_path)
+    gpu.lock_clock(945)
+    assert VirtualGpu.create(path, "mine", 0, "VGPU-test-0", part_dir=tmp_path).locked_clock_mhz() == 945
+    assert VirtualGpu(path).part == own
+    (tmp_path / "mine.json").write_bytes(part_bytes(replace(own, idle_default_w=60.0)))
+    changed = VirtualGpu.create(path, "mine", 0, "VGPU-test-0", part_dir=tmp_path)
+    assert changed.part.idle_default_w == 60
+    assert changed.locked_clock_mhz() is None, "another part makes it a new GPU"
+    with pytest.raises(InputError, match="unknown GPU part 'mine'"):
+        VirtualGpu.create(path, "mine", 0, "VGPU-test-0")
 
 
 def test_a_run_alone_takes_its_time(gpu: VirtualGpu) -> None:

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from muserve.errors import InputError
 from muserve.tensor_data import dense_bytes, is_beside
-from muserve.weightless import load_model, missing_weights, strip_weights
+from muserve.weightless import hollow_weights, load_model, missing_weights, strip_weights
 from muserve.weights import fill_weights, open_session, read_weights
 
 
@@ -248,3 +248,32 @@ def save(file: Path, arrays: dict[str, np.ndarray]) -> Path:  # type: ignore[typ
 
         save_file(arrays, file)
     return file
+
+
+def mixture_of_experts() -> onnx.ModelProto:
+    names = {"net.block.experts.*.up.weight.transposed": (3, 2, 4), "net.block.norm.weight": (4,)}
+    tensors = [numpy_helper.from_array(np.zeros(dims, np.float32), name) for name, dims in names.items()]
+    nodes = [helper.make_node("Identity", [name], [f"y{i}"]) for i, name in enumerate(names)]
+    graph = helper.make_graph(nodes, "experts", [], [], tensors)
+    return hollow_weights(helper.make_model(graph), frozenset(names))
+
+
+@pytest.mark.parametrize("root", ["net.", "", "other."])
+def test_a_directory_of_checkpoint_shards_fills_a_graph(root: str, tmp_path: Path) -> None:
+    """Experts are stacked and turned; the network's own name may be left out, put in front or different."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    experts = {f"{root}block.experts.{i}.up.weight": np.full((4, 2), i, np.float16) for i in range(3)}
+    safetensors.save_file(experts, tmp_path / "model-00001-of-00002.safetensors")
+    scale = {
+        f"{root}block.norm.weight": np.arange(4, dtype=np.float32),
+        "head.weight": np.zeros(4, np.float32),
+    }
+    safetensors.save_file(scale, tmp_path / "model-00002-of-00002.safetensors")
+    weights = read_weights(mixture_of_experts(), tmp_path)
+    stacked = weights["net.block.experts.*.up.weight.transposed"]
+    assert (stacked.dtype, stacked.shape) == (np.float32, (3, 2, 4))
+    assert [float(matrix.mean()) for matrix in stacked] == [0, 1, 2]
+    np.testing.assert_array_equal(weights["net.block.norm.weight"], np.arange(4))
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"tensor net\.block\.experts\.0\.up\.weight is missing"):
+        read_weights(mixture_of_experts(), tmp_path)

@@ -1,0 +1,285 @@
+"""``muplan profile``: what a model costs on a GPU part, modelled or measured."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from muserve.errors import InputError
+from muserve.gpu.parts import Part, load_part, read_part
+
+if TYPE_CHECKING:
+    from muplan.profile.buckets import Work
+    from muplan.profile.measured import Bench
+    from muplan.profile.profile_file import Profile
+    from muplan.sources import LoadedModel
+    from muserve.gpu.protocol import Gpu
+
+# Without a terminal rich assumes 80 columns, which breaks the tables.
+_PIPED_COLUMNS = 120
+_LARGEST_SIZE = 2**24
+_INTERRUPTED = 130
+
+
+def _sizes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Whole numbers of 1 or more, separated by commas; empty when the option is not given."""
+    if value is None:
+        return ()
+    words = value.split(",")
+    if not all(word.isdecimal() and 1 <= int(word) <= _LARGEST_SIZE for word in words):
+        raise click.BadParameter(f"expected whole numbers of 1 or more separated by commas, got {value!r}")
+    return tuple(int(word) for word in words)
+
+
+def _dims(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    """Dynamic axes and their sizes."""
+    dims = {}
+    for value in values:
+        axis, _, size = value.partition("=")
+        if not axis or not size.isdecimal() or not 1 <= int(size) <= _LARGEST_SIZE:
+            raise click.BadParameter(f"expected AXIS=SIZE with a size of 1 or more, got {value!r}")
+        dims[axis] = int(size)
+    return dims
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--gpu", "part_name", required=True, metavar="PART", help="GPU part of muplan catalog, or a part file."
+)
+@click.option(
+    "--batch", callback=_sizes, metavar="N,...", help="Inputs of a run, or running requests of a decode step."
+)
+@click.option("--prompt", callback=_sizes, metavar="N,...", help="Tokens of a prefill.")
+@click.option("--context", callback=_sizes, metavar="N,...", help="Tokens in each running request's cache.")
+@click.option(
+    "--dim", callback=_dims, multiple=True, metavar="AXIS=SIZE", help="Size of another dynamic axis."
+)
+@click.option("--measure", is_flag=True, help="Time a real GPU at locked clocks instead of modelling it.")
+@click.option(
+    "--device", type=click.IntRange(0), default=0, show_default=True, help="NVML index to measure on."
+)
+@click.option("--virtual", is_flag=True, help="Rehearse --measure on a virtual GPU; figures stay modelled.")
+@click.option(
+    "--clocks",
+    type=click.IntRange(4, 64),
+    default=5,
+    show_default=True,
+    help="Clocks to measure at, from the knee to the top.",
+)
+@click.option(
+    "--pieces",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Partitions to measure beside the whole model.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the profile here."
+)
+@click.option("--top", type=click.IntRange(1, 1000), default=8, show_default=True, help="Rows of each table.")
+@click.option("--json", "as_json", is_flag=True, help="Print the profile's JSON instead of tables.")
+def command(
+    model: str,
+    part_name: str,
+    batch: tuple[int, ...],
+    prompt: tuple[int, ...],
+    context: tuple[int, ...],
+    dim: dict[str, int],
+    measure: bool,
+    device: int,
+    virtual: bool,
+    clocks: int,
+    pieces: int,
+    output: Path | None,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Show what MODEL costs on a GPU, by operator and candidate partition, and how the clock matters.
+
+    MODEL is a source as in a spec (onnx:PATH, ...); a bare name is one of the catalogue. Figures are modelled
+    unless --measure times a real GPU; a measurement that was stopped goes on from OUTPUT.journal.
+    """
+    from muplan.profile.buckets import Sizes, bucket_works
+    from muplan.profile.modelled import modelled_profile
+    from muplan.profile.profile_file import profile_bytes
+    from muplan.profile.tables import profile_view
+    from muplan.sources import load_source
+
+    part = read_part(Path(part_name)) if part_name.endswith(".json") else load_part(part_name)
+    source = load_source(model if ":" in model else f"catalog:{model}", Path())
+    sizes = Sizes(batches=batch, prompts=prompt, contexts=context, dims=dim)
+    if output is not None:
+        _check_writable(output)
+    if virtual and not measure:
+        raise InputError("--virtual: expected together with --measure")
+    if measure:
+        if output is None:
+            raise InputError(
+                "--measure: expected --output, where the journal of finished points goes as well"
+            )
+        works = tuple(bucket_works(source, sizes))
+        with _bench(part, device if not virtual else None, clocks, pieces) as bench:
+            profile = _measured(source, works, bench, output)
+    else:
+        with _progress() as progress:
+            task = progress.add_task("profiling", total=None)
+            profile = modelled_profile(
+                source,
+                part,
+                bucket_works(source, sizes),
+                lambda work: progress.update(task, description=str(work)),
+            )
+        if output is not None:
+            _write(output, profile)
+    if output is not None:
+        click.echo(f"muplan: profile written to {output}", err=True)
+    if as_json:
+        click.echo(profile_bytes(profile), nl=False)
+        return
+    console = Console()
+    console.width = console.width if console.is_terminal else _PIPED_COLUMNS
+    console.print(profile_view(profile, top))
+
+
+@contextmanager
+def _bench(part: Part, device: int | None, clocks: int, pieces: int) -> Iterator[Bench]:
+    """The GPU to measure on, opened: the one of NVML index ``device``, or a virtual one for None."""
+    from muplan.profile.measured import Bench, check_part
+    from muplan.profile.runtime import OnnxRuntime, Runtime, VirtualRuntime
+    from muplan.profile.stopwatch import Patience
+    from muplan.profile.targets import choose_clocks
+
+    with ExitStack() as stack:
+        gpu: Gpu
+        runtime: Runtime
+        if device is None:
+            from muserve.gpu.virtual import VirtualGpu
+
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muplan-profile-")))
+            gpu = virtual_gpu = VirtualGpu.create(folder / "gpu.vgpu", part.name, 0, "VGPU-profile-0")
+            runtime, driver, patience = (
+                VirtualRuntime(virtual_gpu),
+                "none",
+                Patience(settle_s=0.05, window_s=0.03, cool_s=0.0),
+            )
+        else:
+            # Imported here so that a machine without a driver never loads NVML.
+            from muserve.gpu.nvml import NvmlGpu, driver_version
+
+            gpu, runtime, driver, patience = (
+                NvmlGpu.open(device),
+                OnnxRuntime(device),
+                driver_version(),
+                Patience(),
+            )
+            check_part(gpu, part)
+        chosen = choose_clocks(gpu, part, clocks)
+        if len(chosen) == 1:
+            click.echo(
+                f"muplan: the clock of {gpu.identity.name} may not be locked (that needs root): "
+                "measuring at its default clock only, k stays modelled",
+                err=True,
+            )
+        yield Bench(
+            gpu=gpu,
+            driver=driver,
+            part=part,
+            runtime=runtime,
+            clocks_mhz=chosen,
+            partitions=pieces,
+            patience=patience,
+        )
+
+
+def _measured(source: LoadedModel, works: tuple[Work, ...], bench: Bench, output: Path) -> Profile:
+    """The measured profile, continued from the journal beside ``output`` when there is one."""
+    from muplan.profile.journal import Journal
+    from muplan.profile.measured import journal_identity, measured_profile
+
+    file = output.with_name(output.name + ".journal")
+    with (
+        _interruptible(file),
+        Journal(file, journal_identity(source, works, bench)) as journal,
+        _progress() as progress,
+    ):
+        profile = measured_profile(source, works, bench, journal, _Bar(progress))
+        _write(output, profile)
+        journal.remove()
+    return profile
+
+
+class _Bar:
+    """A measurement's ``Watcher``: one bar over all points."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def started(self, points: int, finished: int) -> None:
+        if finished:
+            self._progress.console.print(f"muplan: {finished} of {points} points are in the journal already")
+        self._progress.update(self._task, total=points, completed=finished)
+
+    def measuring(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+    def measured(self) -> None:
+        self._progress.advance(self._task)
+
+
+@contextmanager
+def _interruptible(journal: Path) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that no clock stays locked, and exit with 130."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: the clock is unlocked; the same command goes on from {journal}", err=True)
+        sys.exit(_INTERRUPTED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description:<40}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield progress
+
+
+def _check_writable(file: Path) -> None:
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(f"--output: {file.parent}: expected a directory that can be written to")
+
+
+def _write(file: Path, profile: Profile) -> None:
+    """Write ``profile`` to ``file``, all or nothing."""
+    from muplan.profile.profile_file import profile_bytes
+
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(profile_bytes(profile))
+    os.chmod(name, 0o644)
+    os.replace(name, file)

@@ -1,0 +1,191 @@
+"""GPUs that share models, and what the requests see and the GPUs draw at given clocks. Pure.
+
+GPUs affect each other only through models with partitions on several of them, so connected GPUs are
+evaluated without the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from muplan.gpu_load import Engine, GpuLoad, settled_loads
+from muplan.queueing import erlang_c, mean_within, slot_wait_ms, within
+from muplan.workload import StageKey
+from muserve.plan import ModelKind, Phase
+
+if TYPE_CHECKING:
+    from muplan.operating import ClusterModel
+
+# The stages on each GPU (by position), in ascending order.
+Residents = Mapping[int, Sequence[StageKey]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuPoint:
+    """Long-run behaviour of one GPU at one clock."""
+
+    clock_mhz: int
+    busy_share: float
+    power_w: float
+    memory_used_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What the requests of one model see: share within the SLO, and mean latency in milliseconds."""
+
+    attainment: float
+    mean_ms: float
+
+
+_OVERLOADED = Response(attainment=0.0, mean_ms=math.inf)
+
+
+class Group:
+    """GPUs, by position, and all stages on them; no model may have stages elsewhere unless incomplete.
+
+    ``models`` are those with every stage on the group's GPUs, ``homes`` the GPU of each of their stages.
+    """
+
+    def __init__(self, model: ClusterModel, residents: Residents) -> None:
+        self.model = model
+        self.residents = residents
+        found: dict[int, dict[int, int]] = defaultdict(dict)
+        for gpu, keys in residents.items():
+            for owner, stage in keys:
+                found[owner][stage] = gpu
+        demands = model.demands
+        self.homes = {
+            owner: [gpus[stage] for stage in sorted(gpus)]
+            for owner, gpus in found.items()
+            if len(gpus) == len(demands[owner].stages)
+        }
+        self.models = sorted(self.homes)
+        self._strictest_first = list(self.models)
+        self._engine_gpus = {
+            owner: [gpus[stage] for stage in sorted(gpus)]
+            for owner, gpus in found.items()
+            if demands[owner].kind is ModelKind.GENERATIVE
+        }
+
+    def loads(self, clocks_mhz: Mapping[int, int]) -> dict[int, GpuLoad]:
+        """The load of every GPU at the given clocks."""
+        work, demands, slots = self.model.work, self.model.demands, self.model.slots
+        shares = dict.fromkeys(self.residents, 0.0)
+        for gpu, keys in self.residents.items():
+            part, clock = slots[gpu].part, clocks_mhz[gpu]
+            for key in keys:
+                demand = demands[key[0]]
+                if demand.kind is ModelKind.SINGLE_PASS:
+                    shares[gpu] += demand.rate_rps / 1000.0 * work(key, part, Phase.INFERENCE, clock)[0]
+        engines: dict[int, dict[int, Engine]] = {gpu: {} for gpu in self.residents}
+        for owner, gpus in self._engine_gpus.items():
+            engine = self._engine(owner, gpus, clocks_mhz)
+            for gpu in gpus:
+                engines[gpu][owner] = engine
+        loads = {
+            gpu: GpuLoad(clock_mhz=clocks_mhz[gpu], stage_share=shares[gpu], engines=engines[gpu])
+            for gpu in self.residents
+        }
+        if not self._engine_gpus:
+            return loads
+        return settled_loads(loads, self._engine_gpus, demands.__getitem__)
+
+    def meets_targets(self, clocks_mhz: Mapping[int, int]) -> bool:
+        """Whether every model's predicted attainment reaches its target."""
+        loads = self.loads(clocks_mhz)
+        for position, owner in enumerate(self._strictest_first):
+            if self.response(owner, loads).attainment < self.model.demands[owner].attainment_target:
+                # The next clock is probably refused by the same model: it is asked first.
+                self._strictest_first.insert(0, self._strictest_first.pop(position))
+                return False
+        return True
+
+    def response(self, owner: int, loads: Mapping[int, GpuLoad]) -> Response:
+        """What the requests of one of ``models`` see."""
+        demand, gpus = self.model.demands[owner], self.homes[owner]
+        if demand.kind is ModelKind.GENERATIVE:
+            return self._engine_response(owner, loads)
+        service_ms = excess_ms = 0.0
+        quiet = 1.0
+        for number, gpu in enumerate(gpus):
+            load = loads[gpu]
+            part = self.model.slots[gpu].part
+            time_ms = self.model.work((owner, number), part, Phase.INFERENCE, load.clock_mhz)[0]
+            moved = number > 0 and gpu != gpus[number - 1]
+            service_ms += time_ms + (demand.stages[number].transfer_ms if moved else 0.0)
+            excess_ms += time_ms * (load.crowding() - 1.0)
+            quiet *= load.quiet
+        excess_ms *= (demand.burstiness_cv**2 + 1.0) / 2.0
+        met = within(demand.slo_ms, service_ms, excess_ms, 1.0 - quiet)
+        return Response(attainment=met, mean_ms=service_ms + excess_ms)
+
+    def gpu_point(self, gpu: int, loads: Mapping[int, GpuLoad]) -> GpuPoint:
+        """Busy share, average power and memory of one GPU."""
+        load, part = loads[gpu], self.model.slots[gpu].part
+        busy = power_w = 0.0
+        memory = 0
+        for owner, stage in self.residents[gpu]:
+            share, watts = self.resident_power(gpu, (owner, stage), loads)
+            busy += share
+            power_w += watts
+            memory += self.model.demands[owner].stages[stage].memory_bytes
+        busy = min(1.0, busy)
+        power_w += (1.0 - busy) * self.model.idle_w(part, load.clock_mhz)
+        return GpuPoint(clock_mhz=load.clock_mhz, busy_share=busy, power_w=power_w, memory_used_bytes=memory)
+
+    def power_w(self, clocks_mhz: Mapping[int, int]) -> float:
+        """Average power of all the group's GPUs together."""
+        loads = self.loads(clocks_mhz)
+        return sum(self.gpu_point(gpu, loads).power_w for gpu in self.residents)
+
+    def _engine(self, owner: int, gpus: Sequence[int], clocks_mhz: Mapping[int, int]) -> Engine:
+        """The engine as its slowest GPU lets it run."""
+        demand = self.model.demands[owner]
+        prefill_ms = step_ms = growth_ms = 0.0
+        for number, gpu in enumerate(gpus):
+            part, clock = self.model.slots[gpu].part, clocks_mhz[gpu]
+            prefill_ms = max(prefill_ms, self.model.work((owner, number), part, Phase.PREFILL, clock)[0])
+            time_ms, _, slower = self.model.work((owner, number), part, Phase.DECODE, clock)
+            step_ms = max(step_ms, time_ms)
+            growth_ms = max(growth_ms, demand.decode_growth_ms.get(part.name, 0.0) * slower)
+        return Engine(prefill_ms=prefill_ms, step_ms=step_ms, growth_ms=growth_ms)
+
+    def resident_power(self, gpu: int, key: StageKey, loads: Mapping[int, GpuLoad]) -> tuple[float, float]:
+        """Share of time that one resident keeps ``gpu`` busy, and its part of the average power in watts."""
+        load, part, demand = loads[gpu], self.model.slots[gpu].part, self.model.demands[key[0]]
+        rate = demand.rate_rps / 1000.0
+        if demand.kind is ModelKind.SINGLE_PASS:
+            time_ms, watts, _ = self.model.work(key, part, Phase.INFERENCE, load.clock_mhz)
+            share = rate * time_ms / max(1.0, load.stage_share)
+            return share, share * watts
+        engine = load.engines[key[0]]
+        active = sum(other.active for other in load.engines.values())
+        engines_share = max(0.0, 1.0 - load.stage_share) - load.quiet
+        share = engines_share * engine.active / active if active else 0.0
+        prefill = min(share, rate * engine.prefill_ms)
+        prefill_w = self.model.work(key, part, Phase.PREFILL, load.clock_mhz)[1]
+        decode_w = self.model.work(key, part, Phase.DECODE, load.clock_mhz)[1]
+        return share, prefill * prefill_w + (share - prefill) * decode_w
+
+    def _engine_response(self, owner: int, loads: Mapping[int, GpuLoad]) -> Response:
+        """Share of answers whose wait for a slot and time in it fit, over the lengths of the answers."""
+        demand, gpus = self.model.demands[owner], self.homes[owner]
+        engine = loads[gpus[0]].engines[owner]
+        crowding = max(loads[gpu].crowding(owner) for gpu in gpus)
+        if math.isinf(crowding):
+            return _OVERLOADED
+        mean_ms = engine.mean_service_ms(demand, crowding)
+        rate = demand.rate_rps / 1000.0
+        wait_ms = slot_wait_ms(demand.slots, rate, mean_ms, demand.burstiness_cv, demand.output_cv)
+        if math.isinf(wait_ms):
+            return _OVERLOADED
+        constant_ms, per_token_ms = engine.service_ms(demand, crowding)
+        times_ms = constant_ms + per_token_ms * self.model.answer_lengths(demand)
+        waits = erlang_c(demand.slots, rate * mean_ms)
+        met = mean_within(demand.slo_ms, times_ms, wait_ms, waits)
+        return Response(attainment=met, mean_ms=mean_ms + wait_ms)

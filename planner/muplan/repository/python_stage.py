@@ -1,0 +1,112 @@
+"""Partitions that the Python backend runs with ONNX Runtime: target embedded.
+
+Without a warm-up: it would spend time of a virtual GPU and count as requests in the stage's own metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from muplan.profile.shapes import tensor_specs
+from muplan.repository.batching import batching_of, planned_rows, row_growth_ms
+from muplan.repository.model_config import backend_model, triton_tensors
+from muplan.repository.triton_model import (
+    TritonModel,
+    common_parameters,
+    gpu_names,
+    number,
+    replica_parameters,
+    shim,
+    stage_instances,
+    stage_position,
+)
+from muplan.spec import SpecFile, WeightsSpec
+from muplan.splitting import save_model
+from muplan.staging import StagedModel
+from muserve.gpu.parts import load_part
+from muserve.plan import ModelPlan, Phase, Plan
+
+GRAPH_FILE = "partition.onnx"
+# ONNX Runtime threads of one stage. One: the stages of a node run side by side.
+_THREADS = 1
+
+
+def python_stages(
+    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile, crowded: frozenset[str]
+) -> tuple[TritonModel, ...]:
+    """A Triton model for each partition of ``model``."""
+    weights, node_files = _weights(plan, model, staged, spec_file)
+    times = _times(plan, model, staged)
+    return tuple(
+        _stage(plan, model, staged, index, {**weights, **times[index]}, node_files, crowded)
+        for index in range(len(model.partitions))
+    )
+
+
+def _stage(
+    plan: Plan,
+    model: ModelPlan,
+    staged: StagedModel,
+    index: int,
+    parameters: Mapping[str, str],
+    node_files: Mapping[str, Path],
+    crowded: frozenset[str],
+) -> TritonModel:
+    partition, graph = model.partitions[index], staged.partitions[index].graph
+    assert graph is not None, "a single-pass partition has a graph"
+    inputs, outputs = tensor_specs(graph)
+    return TritonModel(
+        config=backend_model(
+            "python",
+            partition.name,
+            inputs=triton_tensors(inputs),
+            outputs=triton_tensors(outputs),
+            parameters={
+                **common_parameters(model),
+                **replica_parameters(plan, partition),
+                **stage_position(model, index),
+                **parameters,
+                "graph_file": GRAPH_FILE,
+                "threads": str(_THREADS),
+            },
+            instances=stage_instances(plan, partition, crowded),
+            gpu_name=gpu_names((partition,)),
+            batching=batching_of(staged),
+        ),
+        version_files={"model.py": shim("stage"), GRAPH_FILE: partial(save_model, graph)},
+        node_files=node_files,
+    )
+
+
+def _times(plan: Plan, model: ModelPlan, staged: StagedModel) -> tuple[dict[str, str], ...]:
+    """Parameters that say how long a run takes: of the planned batch, or of one row when Triton batches."""
+    laws = [partition.law(Phase.INFERENCE) for partition in model.partitions]
+    times = [
+        {"latency_ms": number(law.latency_ms), "sensitivity": number(law.sensitivity.value)} for law in laws
+    ]
+    if staged.spec.batching is None:
+        return tuple(times)
+    further_rows = planned_rows(staged) - 1
+    parts = [plan.gpu(partition.replicas[0].gpu).part for partition in model.partitions]
+    growth = {part: row_growth_ms(staged, load_part(part)) for part in sorted(set(parts))}
+    for index, part in enumerate(parts):
+        growth_ms = growth[part][index]
+        times[index]["latency_ms"] = number(max(0.0, laws[index].latency_ms - growth_ms * further_rows))
+        times[index]["latency_ms_per_further_row"] = number(growth_ms)
+    return tuple(times)
+
+
+def _weights(
+    plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile
+) -> tuple[dict[str, str], dict[str, Path]]:
+    """Parameters that say where missing weights come from, and the file to bring along."""
+    if staged.source.has_weights:
+        return {}, {}
+    weights = staged.spec.weights or WeightsSpec(seed=plan.seed)
+    if weights.file is None:
+        return {"weights_seed": str(weights.seed)}, {}
+    source = spec_file.resolve(weights.file)
+    name = str(PurePosixPath("weights", model.name + source.suffix))
+    return {"weights_file": name}, {name: source}
