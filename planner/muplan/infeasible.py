@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from muplan.deployment import deployments
 from muplan.placement import SLO_GUARD, Placement, feasible
 from muplan.workload import Demand, Slot
 from muserve.errors import InfeasiblePlanError
@@ -23,7 +24,10 @@ def infeasible(placement: Placement, slots: Sequence[Slot]) -> InfeasiblePlanErr
         range(len(demands)),
         key=lambda m: placement.point.attainment[m] - demands[m].attainment_target,
     )
-    if placement.score.overflow_bytes:
+    nowhere = [m for m, d in enumerate(demands) if not placement.replicas[d.stages[0].name]]
+    if nowhere:
+        worst = nowhere[0]
+    elif placement.score.overflow_bytes:
         worst = max(range(len(demands)), key=lambda m: sum(s.memory_bytes for s in demands[m].stages))
     helps = _helpful_changes(demands, worst, slots, memory_bound=placement.score.overflow_bytes > 0)
     advice = f"; it would fit with {' or '.join(helps)}" if helps else ""
@@ -32,6 +36,12 @@ def infeasible(placement: Placement, slots: Sequence[Slot]) -> InfeasiblePlanErr
 
 def _constraint(placement: Placement, worst: int, slots: Sequence[Slot]) -> str:
     demand = placement.demands[worst]
+    if not placement.replicas[demand.stages[0].name]:
+        fewest = deployments(demand)[0]
+        return (
+            f"model {demand.name}: it needs {fewest.replicas * fewest.degree} GPUs of one part on one node, "
+            "and no node has as many"
+        )
     if placement.score.overflow_bytes:
         need = sum(stage.memory_bytes for d in placement.demands for stage in d.stages)
         have = sum(slot.part.memory_bytes for slot in slots)

@@ -133,8 +133,8 @@ def mean_within(limit_ms: float, services_ms: NDArray[np.float64], excess_ms: fl
     slack = limit_ms - services_ms
     met = np.where(slack < 0.0, 0.0, 1.0)
     if excess_ms > 0.0 and busy > 0.0:
-        with np.errstate(over="ignore"):  # next to no wait: the exponent may be as low as it likes
-            met -= busy * np.exp(-np.maximum(slack, 0.0) * (busy / excess_ms)) * met
+        with np.errstate(over="ignore"):  # a wait far below the slack: the chance to exceed it is 0
+            met -= busy * np.exp(-np.maximum(slack, 0.0) * busy / excess_ms) * met
     return float(met.mean())
 
 

@@ -23,6 +23,9 @@ _NODES = 4
 _ENGINE_GROUPS = 12
 # Chance that a spot is overlooked while models are inserted anew.
 _BLINK = 0.05
+# Chance that a pipeline is tried on several GPUs while models are inserted anew; always on so few GPUs.
+_SPLIT = 0.2
+_FEW_GPUS = 4
 
 Priced = tuple[Cost, Spot]
 
@@ -52,7 +55,9 @@ class Inserter:
         best: Priced | None = None
         last_resort: Priced | None = None
         empty_shunned = {self._class_of[gpu] for gpu in shunned}
-        for priced in self._spots(model):
+        few = len(self._layout.residents) <= _FEW_GPUS
+        split = draw is None or few or draw.random() < _SPLIT
+        for priced in self._spots(model, split=split):
             cost, spot = priced
             if best is not None and cost >= best[0]:
                 continue
@@ -73,14 +78,17 @@ class Inserter:
             return gpu in shunned
         return self._class_of[gpu] in empty_shunned
 
-    def _spots(self, model: int) -> Iterator[Priced]:
-        """Spots with what the total cost grows by; ways that cannot pay are left out."""
+    def _spots(self, model: int, *, split: bool) -> Iterator[Priced]:
+        """Spots with what the total cost grows by; ways that cannot pay are left out.
+
+        Unless ``split``, a model that one GPU can hold is not tried on several, which takes long.
+        """
         feasible_clocks: list[int] = []
         for number, way in enumerate(self._costs.units.ways[model]):
             if way.single:
                 alone = self._alone_clock(way)
                 yield from self._on_one_gpu(number, way, alone)
-                if way.stages > 1:
+                if way.stages > 1 and (split or alone is None):
                     yield from self._on_several(model, number, way)
                 if alone is not None:
                     feasible_clocks.append(alone)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 
+from muplan.pipeline import plan_spec
 from muplan.placement import exact, group_costs
 from muplan.placement.costs import GroupCosts
 from muplan.placement.exact import exact_search, exact_search_by_enumeration
 from muplan.placement.pools import search_cluster, usual_effort
+from muplan.spec import read_spec
 from muplan.workload import Demand, Slot
 from muserve.errors import InputError
 from sample_demands import BIG, GB, V100, cluster, generative, single_pass
@@ -97,6 +101,19 @@ def test_models_over_several_gpus_are_close_to_the_optimum_too(seed: int) -> Non
     assert least is not None
     assert power_w(costs, least.cost) <= power_w(costs, found.cost) + 1e-5
     assert power_w(costs, found.cost) <= 1.02 * power_w(costs, least.cost)
+
+
+def test_generate_takes_the_exact_search() -> None:
+    quickstart = read_spec(Path(__file__).parents[3] / "examples" / "quickstart.yaml")
+    least, found = plan_spec(quickstart, exact=True).plan, plan_spec(quickstart).plan
+    assert least.predicted_power_w <= found.predicted_power_w
+
+
+def test_without_scipy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    costs = group_costs([single_pass("m", (5.0, 0.5), rate=1, slo=100)], cluster(1))
+    with pytest.raises(InputError, match=r"install muserve\[plan\]"):
+        exact_search(costs)
 
 
 def test_a_large_case_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

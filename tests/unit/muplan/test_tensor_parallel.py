@@ -102,5 +102,5 @@ def test_a_cluster_without_enough_gpus_on_one_node_is_infeasible(tmp_path: Path)
         {"name": name, "gpus": [{"part": "V100-16GB", "count": 4}]} for name in ("n", "m")
     ]
     fewer = replace(spec_file, spec=parse_spec(document, spec_file.path))
-    with pytest.raises(InfeasiblePlanError, match="model llama: "):
+    with pytest.raises(InfeasiblePlanError, match="model llama: it needs 8 GPUs of one part on one node"):
         plan_spec(fewer)
