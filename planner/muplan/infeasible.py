@@ -13,6 +13,7 @@ from muserve.plan import ModelKind
 
 _MOST_MORE_GPUS = 8
 _BISECTIONS = 10
+_LARGEST_FACTOR = 10.0
 
 
 def infeasible(placement: Placement, slots: Sequence[Slot]) -> InfeasiblePlanError:
@@ -38,7 +39,13 @@ def _constraint(placement: Placement, worst: int, slots: Sequence[Slot]) -> str:
             f"model {demand.name}: memory: the partitions need {need / 1e9:.1f} GB and the "
             f"{len(slots)} GPUs have {have / 1e9:.1f} GB, which does not pack"
         )
-    gpus = sorted({placement.gpu_of[stage.name] for stage in demand.stages})
+    gpus = sorted({gpu for stage in demand.stages for r in placement.replicas[stage.name] for gpu in r})
+    alone_ms = min(demand.isolated_latency_ms(slot.part.name) for slot in slots)
+    if alone_ms >= SLO_GUARD * demand.slo_ms:
+        return (
+            f"model {demand.name}: its latency: {alone_ms:.4g} ms even alone at the top clock, expected less "
+            f"than {SLO_GUARD:.0%} of the SLO of {demand.slo_ms:g} ms"
+        )
     busy = max(g.busy_share for g, s in zip(placement.point.gpus, slots, strict=True) if s.name in gpus)
     what = "slots or GPU time" if demand.kind is ModelKind.GENERATIVE else "GPU time"
     limit = f"its {what} at {demand.rate_rps:g} requests/s" if busy > 0.99 else "waiting for the shared GPU"
@@ -65,10 +72,10 @@ def _helpful_changes(
     def with_rate(factor: float) -> list[Demand]:
         return _changed(demands, worst, rate_rps=demands[worst].rate_rps / factor)
 
-    slo_factor = _smallest_factor(lambda factor: feasible(with_slo(factor), slots))
+    slo_factor = _smallest_factor(with_slo, worst, slots)
     if slo_factor is not None:
         helps.append(f"slo_ms: {math.ceil(demands[worst].slo_ms * slo_factor)}")
-    rate_factor = _smallest_factor(lambda factor: feasible(with_rate(factor), slots))
+    rate_factor = _smallest_factor(with_rate, worst, slots)
     if rate_factor is not None:
         helps.append(f"rate_rps: {_rounded_down(demands[worst].rate_rps / rate_factor):g}")
     return helps
@@ -91,11 +98,25 @@ def _changed(demands: Sequence[Demand], model: int, **changes: float) -> list[De
     return [*demands[:model], changed, *demands[model + 1 :]]
 
 
-def _smallest_factor(helps: Callable[[float], bool]) -> float | None:
-    """The smallest factor up to 10 that helps, to about 1 %; None when even 10 does not."""
-    low, high = 1.0, 10.0
-    if not helps(high):
+def _smallest_factor(
+    changed: Callable[[float], list[Demand]], worst: int, slots: Sequence[Slot]
+) -> float | None:
+    """The smallest factor up to 10 that helps, to about 1 %; None when even 10 does not.
+
+    What the worst model would need with the cluster to itself is found first: it is quick, a lower bound, and
+    mostly enough.
+    """
+    if not feasible(changed(_LARGEST_FACTOR), slots):
         return None
+    alone = _bisected(lambda factor: feasible([changed(factor)[worst]], slots), 1.0)
+    if feasible(changed(alone), slots):
+        return alone
+    return _bisected(lambda factor: feasible(changed(factor), slots), alone)
+
+
+def _bisected(helps: Callable[[float], bool], low: float) -> float:
+    """A factor that helps, within about 1 % of the smallest above ``low``; the largest is known to help."""
+    high = _LARGEST_FACTOR
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5
         if helps(middle):

@@ -23,7 +23,7 @@ from muplan.placement.search import Effort, Found
 from muplan.placement.units import Units
 from muplan.workload import Demand, Slot
 
-__all__ = ["SLO_GUARD", "Objective", "Placement", "Score", "feasible", "place"]
+__all__ = ["SLO_GUARD", "Objective", "Placement", "Score", "feasible", "group_costs", "in_order", "place"]
 
 Objective = Literal["energy", "latency"]
 
@@ -46,7 +46,7 @@ def place(
     ``slots`` must not be empty and names must be distinct. An infeasible result is the least bad one. With
     ``exact`` it is the best there is, and InputError is raised when the case is too large for that.
     """
-    models, gpus = _in_order(demands, slots)
+    models, gpus = in_order(demands, slots)
     costs = group_costs(models, gpus, guard=guard, objective=objective)
     found = exact_search(costs) if exact else None
     if found is None:
@@ -58,8 +58,9 @@ def place(
 
 def feasible(demands: Sequence[Demand], slots: Sequence[Slot], *, guard: float = SLO_GUARD) -> bool:
     """Whether a short search finds a placement that keeps every SLO."""
-    models, gpus = _in_order(demands, slots)
-    effort = Effort(starts=3, rounds=60, any_feasible=True)
+    models, gpus = in_order(demands, slots)
+    rounds = max(10, min(60, 1000 // len(models)))
+    effort = Effort(starts=3 if len(models) <= 24 else 1, rounds=rounds, any_feasible=True)
     found = search_cluster(group_costs(models, gpus, guard=guard), effort, 0)
     return found.cost[:2] == (0, 0)
 
@@ -78,9 +79,7 @@ def group_costs(
     return GroupCosts(units, slots, watts)
 
 
-def _in_order(
-    demands: Sequence[Demand], slots: Sequence[Slot]
-) -> tuple[tuple[Demand, ...], tuple[Slot, ...]]:
+def in_order(demands: Sequence[Demand], slots: Sequence[Slot]) -> tuple[tuple[Demand, ...], tuple[Slot, ...]]:
     """Models by name and GPUs by part and node: an order of their own, so that the user's does not matter."""
     models = tuple(sorted(demands, key=lambda demand: demand.name))
     return models, tuple(sorted(slots, key=lambda slot: (slot.part.name, slot.node, slot.index)))
