@@ -16,6 +16,7 @@ from muplan.assembly import assemble_plan, cluster_slots, part_files
 from muplan.infeasible import infeasible
 from muplan.partition import CutWeights
 from muplan.placement import place
+from muplan.report.plan_baselines import baseline_powers
 from muplan.report.plan_page import REPORT_FILE, plan_page
 from muplan.repository.artefacts import artefacts
 from muplan.repository.batching import check_batching
@@ -31,6 +32,7 @@ from muplan.spec_paths import (
     with_trace_read,
 )
 from muplan.staging import StagedModel, stage_model
+from muplan.workload import Slot
 from muserve.errors import InputError
 from muserve.gpu.parts import PARTS_DIR
 from muserve.plan import Plan
@@ -41,10 +43,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan, the models it was made from, and every file of its directory but the report."""
+    """A plan, the models and GPUs it was made from, and every file of its directory but the report."""
 
     plan: Plan
     staged: tuple[StagedModel, ...]
+    slots: tuple[Slot, ...]
     files: dict[PurePosixPath, Artefact]
 
 
@@ -111,13 +114,14 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None, *, exact
         raise infeasible(placement, slots)
     plan = assemble_plan(spec_file, slots, staged, placement)
     files = artefacts(plan, staged, spec_file) | part_files(slots)
-    return Planned(plan=plan, staged=tuple(staged), files=files)
+    return Planned(plan=plan, staged=tuple(staged), slots=slots, files=files)
 
 
 def _draw(planned: Planned, on_progress: Progress | None, file: Path) -> None:
     """The page needs the part files of the plan: in the order of their names they are written before it."""
     _tell(on_progress, f"drawing {REPORT_FILE}")
-    file.write_bytes(plan_page(planned.plan, planned.staged, {}, file.parent / PARTS_DIR))
+    baselines_w = baseline_powers([model.demand for model in planned.staged], planned.slots)
+    file.write_bytes(plan_page(planned.plan, planned.staged, baselines_w, file.parent / PARTS_DIR))
 
 
 def _check_names(spec_file: SpecFile, staged: Sequence[StagedModel]) -> None:

@@ -34,7 +34,7 @@ def alpaserve_like(costs: GroupCosts) -> tuple[Spot, ...]:
             layout.put(model, _best_spot(layout, model, groups))
         spots = replicated(layout)
         found = (layout.total[:2], _latency(layout), spots)
-        if best is None or found < best:
+        if best is None or found[:2] < best[:2]:
             best = found
     assert best is not None, "groups of one GPU always exist"
     return best[2]

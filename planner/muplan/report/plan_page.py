@@ -41,22 +41,21 @@ def missing_packages() -> tuple[str, ...]:
 def plan_page(
     plan: Plan,
     staged: Sequence[StagedModel],
-    baselines_w: Mapping[str, float],
+    baselines_w: Mapping[str, float | None],
     parts_dir: Path | None = None,
 ) -> bytes:
     """The page of ``plan``, self-contained; its bytes depend on the arguments and the drawing library alone.
 
-    ``baselines_w`` is the predicted power of other ways to run the same load, besides default clocks;
-    ``parts_dir`` as in ``explain_plan``.
+    ``baselines_w`` is the predicted power of other placements of the same load at the top clocks, None for
+    one that misses an SLO; ``parts_dir`` as in ``explain_plan``.
     """
     explanation = explain_plan(plan, parts_dir)
     gpus = sorted(explanation.gpus, key=lambda gpu: gpu.parked)[:_MOST_GPUS]
-    power_w = {"plan": plan.predicted_power_w, "default clocks": plan.default_clock_power_w, **baselines_w}
     page = render(
         _TEMPLATE,
         title=f"Plan of {_count(len(plan.models), 'model')} on {_count(len(plan.gpus), 'GPU')}",
         tiles=_tiles(explanation),
-        power=power_plot(power_w),
+        power=power_plot(plan, baselines_w),
         gpus=[_card(gpu) for gpu in gpus],
         more_gpus=len(plan.gpus) - len(gpus),
         models=[_model_row(model) for model in explanation.models],

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from muplan.report.drawing import COLOURS, LIMIT_COLOUR, Plot, svg_uri
 from muplan.sensitivity import OperatorTimes
 from muplan.staging import StagedModel
+from muserve.plan import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +23,24 @@ _MOST_BARS = 1200
 _STRIP_COLOURS = (COLOURS[1], COLOURS[3])
 
 
-def power_plot(power_w: Mapping[str, float]) -> Plot:
-    """Predicted power of each way to run the load; the plan comes first, its baselines after it."""
+def power_plot(plan: Plan, baselines_w: Mapping[str, float | None]) -> Plot:
+    """Predicted power of the plan, of its placement at default clocks, and of other placements.
+
+    A baseline without a figure misses an SLO: it is named in the caption.
+    """
+    others = {f"{name}, top clocks": watts for name, watts in baselines_w.items() if watts is not None}
+    missing = [name for name, watts in baselines_w.items() if watts is None]
+    power_w = {
+        "this plan": plan.predicted_power_w,
+        "this placement, default clocks": plan.default_clock_power_w,
+        **others,
+    }
+    parked = " Other placements park the GPUs that they leave empty." if others else ""
+    left_out = f" Left out, for they miss an SLO: {', '.join(missing)}." if missing else ""
     return Plot(
         title="Predicted power",
         caption="Average of all GPUs, idle and parked ones included, for the load of the spec. Modelled, not "
-        "measured. In brackets: the plan's power over this one's.",
+        f"measured. In brackets: the plan's power over this one's.{parked}{left_out}",
         uri=svg_uri((1, 1), 0.7 + 0.36 * len(power_w), lambda axes: _draw_power(axes[0], power_w)),
     )
 

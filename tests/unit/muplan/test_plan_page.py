@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from muplan.cli import main
 from muplan.pipeline import Planned, plan_spec
 from muplan.report import plan_page as page_module
+from muplan.report.plan_baselines import COMPARED, baseline_powers
 from muplan.report.plan_page import REPORT_FILE, plan_page
 from muplan.report.plan_plots import merged
 from muplan.repository.directory import read_manifest
@@ -48,6 +49,23 @@ def test_the_page_names_everything_and_says_that_it_is_predicted(planned: Planne
     assert f"{plan.default_clock_power_w:.0f} to {plan.predicted_power_w:.0f} W, predicted" in page
     assert "Everything here is predicted." in page
     assert page.count('alt="Sensitivity of ') == len(plan.models)
+
+
+def test_a_baseline_that_misses_an_slo_is_named_without_a_figure(planned: Planned) -> None:
+    text = plan_page(planned.plan, (), {"one model per GPU": 300.0, "round robin": None}).decode()
+    assert "Left out, for they miss an SLO: round robin." in text
+
+
+def test_baselines_are_those_of_the_placement(planned: Planned) -> None:
+    demands = [model.demand for model in planned.staged]
+    powers = baseline_powers(demands, planned.slots)
+    assert tuple(powers) == COMPARED
+    one_each = powers["one model per GPU"]
+    assert one_each is not None
+    assert one_each > planned.plan.predicted_power_w
+    hurried = [replace(demand, rate_rps=1e4) for demand in demands]
+    assert set(baseline_powers(hurried, planned.slots).values()) == {None}
+    assert baseline_powers(demands * 1000, planned.slots) == {}
 
 
 def test_measured_laws_are_told_apart(planned: Planned, page: str) -> None:
