@@ -9,6 +9,7 @@ from muserve.cli import LazyGroup, set_up_logging
 
 _COMMANDS = {
     "generate": ("muplan.commands.generate", "Plan a spec and write its Triton model repository."),
+    "simulate": ("muplan.commands.simulate", "Simulate a plan under its load, on no GPU at all."),
     "serve": ("muplan.commands.serve", "Serve a generated repository with a real Triton."),
     "demo": ("muplan.commands.demo", "Plan, serve, load and compare: the whole job in 5 minutes."),
     "catalog": ("muplan.commands.catalog", "List the models and GPUs that come with muServe."),

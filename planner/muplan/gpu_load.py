@@ -65,6 +65,16 @@ class GpuLoad:
         active = sum(engine.active for model, engine in self.engines.items() if model != without)
         return processor_sharing(self.stage_share, active)
 
+    def pace(self, own_share: float) -> float:
+        """How many times as long a model's stages take here as alone; ``own_share`` is their own load.
+
+        Their own requests wait in line and do not count: while one is worked on it shares with others only.
+        """
+        if self.stage_share >= 1.0:
+            return math.inf
+        active = sum(engine.active for engine in self.engines.values())
+        return processor_sharing(self.stage_share - own_share, active)
+
     @property
     def quiet(self) -> float:
         """Chance that nothing runs here."""

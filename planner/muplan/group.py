@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from muplan.gpu_load import Engine, GpuLoad, settled_loads
-from muplan.queueing import erlang_c, mean_within, slot_wait_ms, within
+from muplan.queueing import decay_rate, erlang_c, line_within, mean_within, slot_wait_ms
 from muplan.workload import StageKey
 from muserve.plan import ModelKind, Phase
 
@@ -110,19 +110,22 @@ class Group:
         demand, gpus = self.model.demands[owner], self.homes[owner]
         if demand.kind is ModelKind.GENERATIVE:
             return self._engine_response(owner, loads)
-        service_ms = excess_ms = 0.0
-        quiet = 1.0
+        times_ms: dict[int, float] = defaultdict(float)
+        service_ms = 0.0
         for number, gpu in enumerate(gpus):
-            load = loads[gpu]
-            part = self.model.slots[gpu].part
-            time_ms = self.model.work((owner, number), part, Phase.INFERENCE, load.clock_mhz)[0]
-            moved = number > 0 and gpu != gpus[number - 1]
-            service_ms += time_ms + (demand.stages[number].transfer_ms if moved else 0.0)
-            excess_ms += time_ms * (load.crowding() - 1.0)
-            quiet *= load.quiet
-        excess_ms *= (demand.burstiness_cv**2 + 1.0) / 2.0
-        met = within(demand.slo_ms, service_ms, excess_ms, 1.0 - quiet)
-        return Response(attainment=met, mean_ms=service_ms + excess_ms)
+            part, clock = self.model.slots[gpu].part, loads[gpu].clock_mhz
+            times_ms[gpu] += self.model.work((owner, number), part, Phase.INFERENCE, clock)[0]
+            if number > 0 and gpu != gpus[number - 1]:
+                service_ms += demand.stages[number].transfer_ms
+        rate, decay = demand.rate_rps / 1000.0, math.inf
+        for gpu, time_ms in times_ms.items():
+            paced_ms = time_ms * loads[gpu].pace(rate * time_ms)
+            if math.isinf(paced_ms):
+                return _OVERLOADED
+            service_ms += paced_ms
+            decay = min(decay, decay_rate(rate, paced_ms, demand.burstiness_cv))
+        met = line_within(demand.slo_ms - service_ms, decay)
+        return Response(attainment=met, mean_ms=service_ms + 1.0 / decay if decay else math.inf)
 
     def gpu_point(self, gpu: int, loads: Mapping[int, GpuLoad]) -> GpuPoint:
         """Busy share, average power and memory of one GPU."""

@@ -18,7 +18,13 @@ from muplan.repository.batching import check_batching
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
 from muplan.spec import SpecFile, Target
-from muplan.spec_paths import check_engine, check_model_paths, check_predictor, check_weights
+from muplan.spec_paths import (
+    check_engine,
+    check_model_paths,
+    check_predictor,
+    check_weights,
+    with_trace_read,
+)
 from muplan.staging import stage_model
 from muserve.errors import InputError
 from muserve.plan import Plan
@@ -63,6 +69,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None, *, exact
         _report(on_progress, f"profiling and cutting {model.name} ({model.source})")
         with _blamed_on(f"{spec_file.path}: models[{position}] ({model.name})"):
             check_model_paths(model, spec_file)
+            model = with_trace_read(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
             check_engine(model, spec)
             check_weights(model, source, spec_file)

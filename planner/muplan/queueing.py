@@ -2,8 +2,11 @@
 
 They are approximations with names, so that a plan can say what it believed:
 
-* a GPU shared by single-pass partitions is an M/G/1 queue with processor sharing (time slicing between
-  processes), whose mean response depends on the service time only through its mean;
+* a GPU is shared by processor sharing (time slicing between processes), whose mean response depends on
+  the service time only through its mean;
+* the requests of a single-pass model wait in a line of their own, a GI/D/1 queue with Gamma gaps whose
+  service is stretched by whoever else works there. Partitions on one GPU are one such queue, because
+  in a burst all of them work; of partitions on several GPUs the slowest makes the line;
 * a token engine has at most one step on the GPU at a time, so while it is busy it is one permanent
   customer there;
 * the slots of an engine are an M/M/c queue, corrected for bursty arrivals and for the spread of the
@@ -12,8 +15,9 @@ They are approximations with names, so that a plan can say what it believed:
 * the arrivals of one of n replicas are those of the model, each kept with probability 1/n.
 
 Sources: L. Kleinrock, Queueing Systems vol. 2 (1976), sections 4.4 and 2.1; A. Allen, Probability,
-Statistics and Queueing Theory (1990), section 5.6; W. Whitt, The Queueing Network Analyzer, Bell System
-Technical Journal 62 (1983), section 4.4.
+Statistics and Queueing Theory (1990), section 5.6; J. Kingman, A martingale inequality in the theory of
+queues, Proc. Camb. Phil. Soc. 60 (1964); W. Whitt, The Queueing Network Analyzer, Bell System Technical
+Journal 62 (1983), section 4.4.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ from numpy.typing import NDArray
 # Equally likely answer lengths that stand for the whole distribution; 200 resolve an attainment of
 # 0.995.
 LENGTH_QUANTILES = 200
+
+_METRONOME_CV = 0.05
+_NEWTON_STEPS = 12
 
 
 def erlang_c(servers: int, offered: float) -> float:
@@ -71,6 +78,30 @@ def slot_wait_ms(
         return math.inf
     waiting = erlang_c(servers, offered)
     return waiting * service_ms / (servers - offered) * (arrival_cv**2 + service_cv**2) / 2.0
+
+
+def decay_rate(rate_per_ms: float, service_ms: float, arrival_cv: float) -> float:
+    """How fast the chance of a long wait in GI/D/1 falls, per millisecond; 0 if overloaded.
+
+    Gaps are Gamma distributed. A wait exceeds x with at most chance ``exp(-eta x)`` (Kingman's bound), where
+    ``A(eta) exp(eta service) = 1`` and A is the Laplace transform of the gaps.
+    """
+    load = rate_per_ms * service_ms
+    if load >= 1.0:
+        return 0.0
+    variance = max(arrival_cv, _METRONOME_CV) ** 2
+    # y - ln(1 + y v / load) / v with y = eta service is convex, 0 at 0 and at the root wanted: from the
+    # right of the root Newton's method comes down to it.
+    root = (2.0 * (1.0 - load) + 4.0 * (1.0 + variance) * max(1.0, -math.log(load))) / variance
+    for _ in range(_NEWTON_STEPS):
+        value = root - math.log1p(root * variance / load) / variance
+        root -= value / (1.0 - 1.0 / (load + root * variance))
+    return root / service_ms
+
+
+def line_within(slack_ms: float, decay: float) -> float:
+    """Chance that a wait whose tail falls with ``decay`` stays within ``slack_ms``; a lower bound."""
+    return -math.expm1(-decay * slack_ms) if slack_ms > 0.0 and decay > 0.0 else 0.0
 
 
 def length_quantiles(mean: float, cv: float, count: int = LENGTH_QUANTILES) -> tuple[float, ...]:

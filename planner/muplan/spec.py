@@ -28,6 +28,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+HIGHEST_CV = 50.0
 Count = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -78,10 +79,26 @@ class ClusterSpec(_Section):
 
 
 class LoadSpec(_Section):
-    """Mean arrival rate and the coefficient of variation of the gaps (1 = Poisson, more = bursty)."""
+    """How requests arrive: at a mean rate with random gaps, or as a recorded trace says."""
 
-    rate_rps: Positive
-    cv: Annotated[float, Field(ge=0, le=50)] = 1.0
+    rate_rps: Positive | None = Field(default=None, description="Mean arrival rate.")
+    cv: Annotated[float, Field(ge=0, le=HIGHEST_CV)] = Field(
+        default=1.0, description="Coefficient of variation of the gaps: 1 = Poisson, more = bursty."
+    )
+    trace: str | None = Field(
+        default=None,
+        description="CSV file of arrivals, relative to the spec, with a column TIMESTAMP or arrival_s; "
+        "rate and burstiness are taken from it, and the mean lengths where it has ContextTokens and "
+        "GeneratedTokens and the model no tokens.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.rate_rps is None) == (self.trace is None):
+            raise ValueError("give either rate_rps or trace")
+        if self.trace is not None and "cv" in self.model_fields_set:
+            raise ValueError("cv is taken from the trace, expected no such key")
+        return self
 
 
 class TokensSpec(_Section):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from muplan.load.trace import Trace, read_trace
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec, Spec, SpecFile, Target
+from muplan.spec import HIGHEST_CV, LoadSpec, ModelSpec, Spec, SpecFile, Target, TokensSpec
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weights import read_weights
@@ -53,6 +54,24 @@ def vllm_model(model: ModelSpec) -> str:
     )
 
 
+def with_trace_read(model: ModelSpec, spec_file: SpecFile) -> ModelSpec:
+    """The model with the mean load and lengths of its trace; itself when it has none.
+
+    InputError, naming the key, for a trace that cannot be used.
+    """
+    if model.load.trace is None:
+        return model
+    try:
+        trace = read_trace(spec_file.resolve(model.load.trace))
+    except InputError as error:
+        raise InputError(f"load.trace: {error}") from error
+    load = LoadSpec(rate_rps=round(trace.rate_rps, 6), cv=min(round(trace.cv, 6), HIGHEST_CV))
+    changes: dict[str, object] = {"load": load}
+    if model.kind is ModelKind.GENERATIVE and model.tokens is None:
+        changes["tokens"] = _mean_tokens(trace)
+    return model.model_copy(update=changes)
+
+
 def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> None:
     """InputError when the spec's weights do not suit the source, or their file cannot be used."""
     if model.weights is None:
@@ -79,6 +98,16 @@ def check_predictor(spec_file: SpecFile) -> None:
         LengthModel.load(directory)
     except InputError as error:
         raise InputError(f"predictor.file: {error}") from error
+
+
+def _mean_tokens(trace: Trace) -> TokensSpec:
+    lengths: dict[str, float] = {}
+    if trace.prompt_tokens is not None:
+        lengths["prompt"] = round(float(trace.prompt_tokens.mean()), 6)
+    if trace.output_tokens is not None:
+        mean = float(trace.output_tokens.mean())
+        lengths |= {"output": round(mean, 6), "output_cv": round(float(trace.output_tokens.std()) / mean, 6)}
+    return TokensSpec.model_validate(lengths)
 
 
 def _readable(spec_file: SpecFile, key: str, relative: str) -> Path:

@@ -78,6 +78,7 @@ def stage_model(
         growth: dict[str, float] = {}
     else:
         partitions, growth = _whole_llm(spec, source, parts)
+    assert spec.load.rate_rps is not None, "a trace has been read by now"
     demand = Demand(
         name=spec.name,
         kind=spec.kind,

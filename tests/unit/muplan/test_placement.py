@@ -20,8 +20,10 @@ from muplan.placement.pools import classes_of
 from muplan.placement.search import placed
 from muplan.queueing import (
     busy_probability,
+    decay_rate,
     erlang_c,
     length_quantiles,
+    line_within,
     mean_within,
     processor_sharing,
     slot_wait_ms,
@@ -60,7 +62,7 @@ def test_lax_models_share_a_gpu_at_the_knee_and_the_other_is_parked() -> None:
 
 def test_what_suffers_alike_shares_a_gpu() -> None:
     """Two models that need a high clock, two that do not, and too much load for one GPU."""
-    tight = [single_pass(f"tight{i}", (10.0, 0.9), rate=10, slo=80) for i in range(2)]
+    tight = [single_pass(f"tight{i}", (10.0, 0.9), rate=10, slo=40) for i in range(2)]
     loose = [single_pass(f"loose{i}", (10.0, 0.1), rate=40, slo=2_000) for i in range(2)]
     placement = place([tight[0], loose[0], tight[1], loose[1]], cluster(2))
     assert placement.score.feasible
@@ -73,7 +75,7 @@ def test_what_suffers_alike_shares_a_gpu() -> None:
 
 
 def test_reason_names_the_model_that_binds_the_clock() -> None:
-    placement = place([single_pass("tight", (10.0, 0.9), rate=5, slo=36)], cluster(1))
+    placement = place([single_pass("tight", (10.0, 0.9), rate=5, slo=26)], cluster(1))
     assert placement.score.feasible
     assert V100.knee_mhz < clocks(placement)[0] < V100.top_clock_mhz
     assert "keeps tight" in placement.clock_reasons[0]
@@ -106,7 +108,7 @@ def test_a_model_too_busy_for_one_gpu_gets_replicas_on_one_node() -> None:
 
 def test_two_slow_replicas_are_chosen_where_they_are_cheaper_than_one_fast() -> None:
     def power(counts: tuple[int, ...]) -> tuple[float, int]:
-        placement = place([single_pass("m", (10.0, 1.0), rate=45, slo=110, replicas=counts)], cluster(2))
+        placement = place([single_pass("m", (10.0, 1.0), rate=45, slo=55, replicas=counts)], cluster(2))
         assert placement.score.feasible
         return placement.point.power_w, placement.deployments[0].replicas
 
@@ -369,3 +371,20 @@ def mean_response(load: float, permanent: int, jobs: int) -> float:
             running.append((1.0, now))
             next_arrival = now + draw.expovariate(load)
     return total / jobs
+
+
+@given(load=st.floats(0.01, 0.98), cv=st.floats(0.0, 5.0))
+def test_the_decay_of_a_line_solves_its_equation(load: float, cv: float) -> None:
+    """Gaps of mean 1 / rate and service of 1: A(eta) exp(eta) = 1; a bursty line decays slowly."""
+    eta = decay_rate(load, 1.0, cv)
+    variance = max(cv, 0.05) ** 2
+    assert eta > 0
+    assert eta == pytest.approx(math.log1p(eta * variance / load) / variance, rel=1e-6)
+    assert decay_rate(load, 1.0, cv + 0.5) < eta
+
+
+def test_lines_at_their_limits() -> None:
+    assert decay_rate(1.0, 1.0, 1.0) == 0.0
+    assert line_within(10.0, decay_rate(0.5, math.inf, 1.0)) == 0.0
+    assert line_within(0.0, 1.0) == 0.0
+    assert line_within(1e6, 1.0) == 1.0
