@@ -111,21 +111,21 @@ class Group:
         if demand.kind is ModelKind.GENERATIVE:
             return self._engine_response(owner, loads)
         times_ms: dict[int, float] = defaultdict(float)
-        transfer_ms = 0.0
+        service_ms = 0.0
         for number, gpu in enumerate(gpus):
             part, clock = self.model.slots[gpu].part, loads[gpu].clock_mhz
             times_ms[gpu] += self.model.work((owner, number), part, Phase.INFERENCE, clock)[0]
             if number > 0 and gpu != gpus[number - 1]:
-                transfer_ms += demand.stages[number].transfer_ms
-        rate, service_ms, decay = demand.rate_rps / 1000.0, transfer_ms, math.inf
+                service_ms += demand.stages[number].transfer_ms
+        rate, decay = demand.rate_rps / 1000.0, math.inf
         for gpu, time_ms in times_ms.items():
             paced_ms = time_ms * loads[gpu].pace(rate * time_ms)
+            if math.isinf(paced_ms):
+                return _OVERLOADED
             service_ms += paced_ms
             decay = min(decay, decay_rate(rate, paced_ms, demand.burstiness_cv))
-        if decay == 0.0:
-            return _OVERLOADED
         met = line_within(demand.slo_ms - service_ms, decay)
-        return Response(attainment=met, mean_ms=service_ms + 1.0 / decay)
+        return Response(attainment=met, mean_ms=service_ms + 1.0 / decay if decay else math.inf)
 
     def gpu_point(self, gpu: int, loads: Mapping[int, GpuLoad]) -> GpuPoint:
         """Busy share, average power and memory of one GPU."""
