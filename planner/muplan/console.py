@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.console import Console
 
-# Without a terminal rich assumes 80 columns, which breaks the cells of a table; a plan reads well at this.
-_PIPED_COLUMNS = 120
 
+def table_console(piped_columns: int = 120) -> Console:
+    """Standard output: a terminal's own width, else ``piped_columns``.
 
-def plan_console() -> Console:
-    """Standard output: a terminal's own width, else one that the tables are made for."""
+    Without a terminal rich assumes 80 columns, which breaks the cells of a table.
+    """
     console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else _PIPED_COLUMNS
+    console.width = console.width if console.is_terminal else piped_columns
     return console

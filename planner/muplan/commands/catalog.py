@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from muplan.catalog import CatalogEntry, catalog_entry, catalog_names
+from muplan.console import table_console
 from muserve.errors import InputError
 from muserve.gpu.parts import BusyCurve, Part, load_part, part_names
 
@@ -51,9 +52,7 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _show(*tables: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
+    console = table_console()
     for table in tables:
         console.print(table)
 

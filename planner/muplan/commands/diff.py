@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from muplan.console import plan_console
+from muplan.console import table_console
 from muplan.difference import Change, Difference, PlanDifference, Status, compare_plans
 from muserve.plan import Plan, read_plan
 
@@ -46,7 +46,7 @@ def command(before: Path, after: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"same": difference.same, **asdict(difference)}, indent=2))
     else:
-        _show(difference, old, new, plan_console())
+        _show(difference, old, new, table_console())
     sys.exit(0 if difference.same else _DIFFERENT)
 
 

@@ -23,7 +23,7 @@ def command(plan: Path, models: tuple[str, ...], gpus: tuple[str, ...], as_json:
     All figures are predicted again from the plan alone; none is measured. --model and --gpu may be repeated.
     """
     # Imported here because they bring NumPy and rich along, which --help has no use for.
-    from muplan.console import plan_console
+    from muplan.console import table_console
     from muplan.explain import explain_plan
     from muplan.explanation import select
     from muplan.explanation_tables import explanation_tables
@@ -33,4 +33,4 @@ def command(plan: Path, models: tuple[str, ...], gpus: tuple[str, ...], as_json:
     if as_json:
         click.echo(json.dumps(asdict(explanation), indent=2))
     else:
-        plan_console().print(explanation_tables(explanation))
+        table_console().print(explanation_tables(explanation))

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from muplan.console import table_console
 from muplan.spec import Target, read_spec
 from muplan.summary import summary_document, summary_table
 
-# Without a terminal rich assumes 80 columns, which breaks every cell of the table.
 _PIPED_COLUMNS = 160
 
 
@@ -64,6 +63,4 @@ def command(
     if as_json:
         click.echo(json.dumps(summary_document(plan, output), indent=2))
         return
-    console = Console()
-    console.width = console.width if console.is_terminal else _PIPED_COLUMNS
-    console.print(summary_table(plan, output))
+    table_console(_PIPED_COLUMNS).print(summary_table(plan, output))

@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from muplan.console import table_console
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part, read_part
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from muplan.profile.record import Profile
     from muplan.sources import LoadedModel
 
-# Without a terminal rich assumes 80 columns, which breaks the tables.
-_PIPED_COLUMNS = 120
 _LARGEST_SIZE = 2**24
 _INTERRUPTED = 130
 
@@ -153,9 +152,7 @@ def command(
     if as_json:
         click.echo(profile_bytes(profile), nl=False)
         return
-    console = Console()
-    console.width = console.width if console.is_terminal else _PIPED_COLUMNS
-    console.print(profile_view(profile, top))
+    table_console().print(profile_view(profile, top))
 
 
 def _measured(source: LoadedModel, works: tuple[Work, ...], bench: Bench, output: Path) -> Profile:

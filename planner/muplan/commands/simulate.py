@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from muplan.console import table_console
 from muplan.load.trace import Trace, read_trace
 from muplan.simulator.from_plan import DEFAULT_ALPHA, SHIPPED_PREDICTION_TAU, scenario_from_plan
 from muplan.simulator.law_control import LawControl
@@ -23,7 +24,6 @@ from muserve.plan import Plan, read_plan
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Without a terminal rich assumes 80 columns, which breaks every cell of the table.
 _PIPED_COLUMNS = 160
 
 
@@ -137,10 +137,7 @@ def _finite(value: Any) -> Any:
 
 
 def _show(plan: Plan, result: SimulationResult) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.width = console.width if console.is_terminal else _PIPED_COLUMNS
+    console = table_console(_PIPED_COLUMNS)
     console.print(_models_table(plan, result), _gpus_table(plan, result))
     console.print(
         f"Power {result.power_w:.1f} W SIMULATED, {plan.predicted_power_w:.1f} W predicted by the plan."
