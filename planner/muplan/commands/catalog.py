@@ -24,6 +24,7 @@ _UNITS = {
     "switch_call_ms": "ms",
     "switch_settle_ms": "ms",
 }
+_PEAKS = ("fp32", "tf32", "fp16", "int8")
 
 
 @click.command(help="List the models and GPUs that come with muServe, or show one of them in full.")
@@ -92,14 +93,14 @@ def _gpu_table(gpus: list[Part]) -> Any:
     table = Table(
         title="GPUs",
         title_justify="left",
-        caption="response: of time and power to the clock. muplan catalog GPU shows every figure's source",
+        caption=(
+            "fp32 to int8: dense peak TFLOPS, bf16 is as fp16 and fp8 as int8. response: of time and power "
+            "to the clock. muplan catalog GPU shows every figure and its source"
+        ),
         caption_justify="left",
     )
     table.add_column("name", no_wrap=True)
-    for heading in ("clocks MHz", "knee MHz", "memory GiB", "bandwidth GB/s", "host link GB/s"):
-        table.add_column(heading, justify="right")
-    table.add_column("dense peak TFLOPS")
-    for heading in ("limit W", "idle W"):
+    for heading in ("clocks MHz", "knee MHz", "memory GiB", "GB/s", *_PEAKS, "limit W", "idle W"):
         table.add_column(heading, justify="right")
     table.add_column("response", no_wrap=True)
     for gpu in gpus:
@@ -109,8 +110,7 @@ def _gpu_table(gpus: list[Part]) -> Any:
             str(gpu.knee_mhz),
             f"{gpu.memory_bytes / 2**30:.1f}",
             f"{gpu.bandwidth_gbs:g}",
-            f"{gpu.host_link_gbs:g}",
-            _peaks(gpu),
+            *(f"{gpu.peak_tflops[dtype]:g}" if dtype in gpu.peak_tflops else "-" for dtype in _PEAKS),
             f"{gpu.limit_min_w:g}-{gpu.limit_w:g}",
             f"{gpu.idle_w:g}-{gpu.idle_default_w:g}",
             gpu.response_basis.value,
