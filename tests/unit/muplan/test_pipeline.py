@@ -416,6 +416,13 @@ class TestRefused:
             generate(missing, tmp_path / "out")
 
 
+@pytest.mark.parametrize("example", sorted(QUICKSTART.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_has_a_plan_that_saves_power(example: Path) -> None:
+    plan = plan_spec(read_spec(example)).plan
+    assert all(model.predicted_attainment >= model.attainment_target for model in plan.models)
+    assert plan.predicted_power_w < plan.default_clock_power_w
+
+
 def test_progress_tells_each_step(tmp_path: Path) -> None:
     steps: list[str] = []
     generate(spec_file(tmp_path, bert()), tmp_path / "out", steps.append)
