@@ -22,7 +22,7 @@ def infeasible(placement: Placement, slots: Sequence[Slot]) -> InfeasiblePlanErr
     demands = placement.demands
     worst = min(
         range(len(demands)),
-        key=lambda m: placement.point.attainment[m] - demands[m].attainment_target,
+        key=lambda m: placement.guarded_attainment[m] - demands[m].attainment_target,
     )
     nowhere = [m for m, d in enumerate(demands) if not placement.replicas[d.stages[0].name]]
     if nowhere:
@@ -60,7 +60,7 @@ def _constraint(placement: Placement, worst: int, slots: Sequence[Slot]) -> str:
     what = "slots or GPU time" if demand.kind is ModelKind.GENERATIVE else "GPU time"
     limit = f"its {what} at {demand.rate_rps:g} requests/s" if busy > 0.99 else "waiting for the shared GPU"
     return (
-        f"model {demand.name}: {limit}: {placement.point.attainment[worst]:.1%} of its requests would meet "
+        f"model {demand.name}: {limit}: {placement.guarded_attainment[worst]:.1%} of its requests would meet "
         f"{SLO_GUARD:.0%} of the SLO of {demand.slo_ms:g} ms at the top clock on {', '.join(gpus)}, "
         f"expected {demand.attainment_target:.1%}"
     )

@@ -150,6 +150,11 @@ class EngineSpec(_Section):
         default="auto", description="GPUs that each vllm engine is cut over; auto: 1, 2, 4 or 8."
     )
     slots: Annotated[int, Field(ge=1, le=1024)] = 8
+    max_model_len: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        default=None,
+        description="Longest prompt and answer together, in tokens: what key-value cache is kept for. "
+        "Default: the model's own maximum.",
+    )
     queue_limit: Annotated[int, Field(ge=1, le=10_000_000)] = 1024
     answers: str | None = Field(
         default=None, description="Recorded answers the replay engine gives, relative to the spec."

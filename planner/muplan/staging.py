@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from muplan.architecture.generative import GenerativeModel
 from muplan.deployment_choices import rounded_law, with_replica_counts, with_shardings
 from muplan.partition import DEFAULT_WEIGHTS, CutWeights, choose_cuts, cut_plans
 from muplan.profile import profiled
@@ -62,6 +63,7 @@ class StagedModel:
     partitions: tuple[Partition, ...]
     cuts: tuple[CutPlan, ...]
     operators: tuple[OperatorTimes, ...]
+    parts: Mapping[str, Part]
 
 
 def stage_model(
@@ -114,7 +116,13 @@ def stage_model(
         _check_memory(spec, stage, parts)
     demand = _with_slo(spec, demand, parts)
     return StagedModel(
-        spec=spec, source=source, demand=demand, partitions=partitions, cuts=cuts, operators=operators
+        spec=spec,
+        source=source,
+        demand=demand,
+        partitions=partitions,
+        cuts=cuts,
+        operators=operators,
+        parts=parts,
     )
 
 
@@ -210,13 +218,14 @@ def _whole_llm(
     llm = source.llm
     assert llm is not None, "a generative source has an architecture"
     tokens, slots = spec.answer_tokens, spec.token_engine.slots
-    if tokens.prompt + tokens.output > llm.max_tokens:
+    longest = longest_request(spec, llm)
+    if tokens.prompt + tokens.output > longest:
         raise InputError(
-            f"tokens: expected prompt and output of at most {llm.max_tokens} tokens together, "
+            f"tokens: expected prompt and output of at most {longest} tokens together, "
             f"got {tokens.prompt + tokens.output:g}"
         )
     prompt, context = _prompt_and_context(spec)
-    cache = slots * llm.max_tokens * llm.kv_bytes_per_token
+    cache = slots * longest * llm.kv_bytes_per_token
     stage = Stage(
         name=f"{spec.name}_engine",
         memory_bytes=CONTEXT_BYTES + llm.weight_bytes + cache,
@@ -243,6 +252,14 @@ def _whole_llm(
     )
     growth_ms = {name: round(decode_growth_ms(llm, part, slots, context), 6) for name, part in parts.items()}
     return (partition,), growth_ms
+
+
+def longest_request(spec: ModelSpec, llm: GenerativeModel) -> int:
+    """Tokens of the longest prompt and answer together; InputError when the model cannot take as many."""
+    asked = spec.token_engine.max_model_len
+    if asked is not None and asked > llm.max_tokens:
+        raise InputError(f"engine.max_model_len: expected at most the model's {llm.max_tokens}, got {asked}")
+    return asked or llm.max_tokens
 
 
 def _llm_operators(spec: ModelSpec, source: LoadedModel, part: Part) -> tuple[OperatorTimes, ...]:

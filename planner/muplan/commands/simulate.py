@@ -19,6 +19,7 @@ from muplan.simulator.run import simulate
 from muplan.simulator.scenario import Discipline
 from mupower.control import LAW_NAMES, law_named
 from muserve.errors import InputError
+from muserve.gpu.parts import PARTS_DIR
 from muserve.plan import Plan, read_plan
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def command(
         alpha=alpha,
         prediction_tau=prediction_tau,
         traces=dict(_named_trace(text) for text in traces),
+        parts_dir=(plan_path if plan_path.is_dir() else plan_path.parent) / PARTS_DIR,
     )
     targets = {model.name: model.attainment_target for model in plan.models}
     control = LawControl(law_named(law), scenario, targets) if law else None

@@ -39,7 +39,7 @@ class Placement:
     ``replicas`` has, by the name of the stage, the GPU names of each replica: one name, or those of its
     tensor parallel group. ``point`` is at the chosen clocks, ``default_point`` the same placement at the
     driver's default clock everywhere. Attainments are those of the whole SLO, in the order of ``demands``,
-    as are ``deployments``.
+    as are ``deployments``; ``guarded_attainment`` is that within the share of the SLO which the plan may use.
     """
 
     demands: tuple[Demand, ...]
@@ -48,6 +48,7 @@ class Placement:
     clock_reasons: tuple[str, ...]
     point: Point
     default_point: Point
+    guarded_attainment: tuple[float, ...]
     score: Score
 
     @property
@@ -90,7 +91,8 @@ def placement_of(
             )
     exact = ClusterModel(placed, slots)
     positions = range(len(slots))
-    point = exact.point(assignment, [clock_of[gpu] for gpu in positions])
+    clocks_mhz = [clock_of[gpu] for gpu in positions]
+    point, guarded_point = exact.point(assignment, clocks_mhz), guarded.point(assignment, clocks_mhz)
     default = exact.point(assignment, [slot.part.top_clock_mhz for slot in slots])
     owners = [model for model, replicas in enumerate(homed) for _ in replicas]
     return Placement(
@@ -100,6 +102,7 @@ def placement_of(
         clock_reasons=tuple(reason_of[gpu] for gpu in positions),
         point=_by_model(point, owners, len(demands)),
         default_point=_by_model(default, owners, len(demands)),
+        guarded_attainment=_by_model(guarded_point, owners, len(demands)).attainment,
         score=Score(overflow_bytes=found.cost[0], shortfall=found.cost[1] / 1e9, cost=found.cost[2] / 1e6),
     )
 

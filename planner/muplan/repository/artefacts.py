@@ -35,7 +35,8 @@ def artefacts(
 ) -> dict[PurePosixPath, Artefact]:
     """The files of ``plan``; ``staged`` holds the graphs of its models, in any order."""
     files: dict[PurePosixPath, Artefact] = {PurePosixPath(PLAN_FILE): plan_bytes(plan)}
-    crowded = oversubscribed_gpus(plan)
+    parts = {name: part for model in staged for name, part in model.parts.items()}
+    crowded = oversubscribed_gpus(plan, parts)
     sources = {model.spec.name: model for model in staged}
     for model in plan.models:
         node = _node(plan, model)

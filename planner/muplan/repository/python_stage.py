@@ -25,7 +25,6 @@ from muplan.repository.triton_model import (
 from muplan.spec import SpecFile, WeightsSpec
 from muplan.splitting import save_model
 from muplan.staging import StagedModel
-from muserve.gpu.parts import load_part
 from muserve.plan import ModelPlan, Phase, Plan
 
 GRAPH_FILE = "partition.onnx"
@@ -90,7 +89,7 @@ def _times(plan: Plan, model: ModelPlan, staged: StagedModel) -> tuple[dict[str,
         return tuple(times)
     further_rows = planned_rows(staged) - 1
     parts = [plan.gpu(partition.replicas[0].gpu).part for partition in model.partitions]
-    growth = {part: row_growth_ms(staged, load_part(part)) for part in sorted(set(parts))}
+    growth = {part: row_growth_ms(staged, staged.parts[part]) for part in sorted(set(parts))}
     for index, part in enumerate(parts):
         growth_ms = growth[part][index]
         times[index]["latency_ms"] = number(max(0.0, laws[index].latency_ms - growth_ms * further_rows))

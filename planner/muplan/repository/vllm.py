@@ -22,7 +22,7 @@ from muplan.repository.triton_model import (
 )
 from muplan.spec import SpecFile
 from muplan.spec_paths import vllm_model
-from muplan.staging import StagedModel
+from muplan.staging import StagedModel, longest_request
 from muserve.errors import InputError
 from muserve.plan import ModelPlan, PartitionPlan, Plan
 
@@ -98,7 +98,7 @@ def _engine_arguments(plan: Plan, model: ModelPlan, staged: StagedModel, loaded:
         "dtype": _DTYPES.get(staged.source.llm.dtype, "auto"),
         "tensor_parallel_size": len(partition.replicas[0].gpus),
         "max_num_seqs": model.slots,
-        "max_model_len": staged.source.llm.max_tokens,
+        "max_model_len": longest_request(staged.spec, staged.source.llm),
         "gpu_memory_utilization": _memory_share(plan, partition),
         "scheduling_policy": "priority",
         "disable_log_stats": False,

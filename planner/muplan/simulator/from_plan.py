@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from muplan.load.arrivals import ArrivalLaw
 from muplan.load.trace import Trace
@@ -36,6 +37,7 @@ def scenario_from_plan(
     alpha: float = DEFAULT_ALPHA,
     prediction_tau: float = SHIPPED_PREDICTION_TAU,
     traces: Mapping[str, Trace] | None = None,
+    parts_dir: Path | None = None,
 ) -> Scenario:
     """``seconds`` of the plan's load, of which the last nine tenths are measured.
 
@@ -43,7 +45,8 @@ def scenario_from_plan(
     served, one request at a time, as Triton serves them without a batcher. Replicas get requests by least
     predicted backlog. What the plan does not carry has the spec's default: an engine's queue holds 1024
     requests, other queues have no limit. ``traces`` replaces the arrivals (and lengths) of models by name.
-    InputError for a trace of a model that the plan does not have, or a part that the catalogue does not.
+    ``parts_dir`` has the part files beside the plan, for parts that the catalogue does not have. InputError
+    for a trace of a model that the plan does not have, or a part that nobody knows.
     """
     traces = traces or {}
     unknown = set(traces) - {model.name for model in plan.models}
@@ -53,7 +56,7 @@ def scenario_from_plan(
     part_of = {gpu.name: gpu.part for gpu in plan.gpus}
     return Scenario(
         gpus=tuple(
-            SimulatedGpu(name=gpu.name, part=load_part(gpu.part), clock_mhz=gpu.initial_clock_mhz)
+            SimulatedGpu(name=gpu.name, part=load_part(gpu.part, parts_dir), clock_mhz=gpu.initial_clock_mhz)
             for gpu in plan.gpus
         ),
         models=tuple(

@@ -27,7 +27,7 @@ SPEC = {
             "name": "bert",
             "source": "catalog:bert-base",
             "kind": "single-pass",
-            "slo_ms": 12,
+            "slo_ms": 8,
             "partitions": 2,
             "dims": {"sequence": 64},
             "load": {"rate_rps": 60},

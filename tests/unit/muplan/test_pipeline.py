@@ -271,6 +271,14 @@ class TestOtherSpecs:
         (bert_plan,) = planned.plan.models
         assert bert_plan.slo_ms == pytest.approx(5 * bert_plan.isolated_latency_ms, abs=0.001)
 
+    def test_key_value_cache_is_kept_for_the_longest_request_of_each_slot(self, tmp_path: Path) -> None:
+        def memory_bytes(**engine: int) -> int:
+            plan = plan_spec(spec_file(tmp_path, llm(engine=engine))).plan
+            return plan.models[0].partitions[0].memory_bytes
+
+        cache_bytes = memory_bytes(slots=8) - memory_bytes(slots=8, max_model_len=1024)
+        assert cache_bytes == 8 * 1024 * 2 * 24 * 2048 * 2  # keys and values, 24 layers of width 2048, fp16
+
     def test_order_and_aging_reach_the_models(self, tmp_path: Path) -> None:
         file = spec_file(tmp_path, llm(), serving={"order": "fcfs"}, predictor={"alpha": math.inf})
         files = plan_spec(file).files
@@ -289,11 +297,14 @@ class TestOtherSpecs:
     ) -> None:
         own_part(tmp_path / "profiles" / "mine.json")
         gpus = [{"part": "profiles/mine.json", "virtual": True}, {"part": "T4", "virtual": True}]
-        generate(spec_file(tmp_path, bert(), gpus=gpus), tmp_path / "out", report=True)
+        batched = bert(partitions=2, batching={"max_batch_size": 4}, replicas=1)
+        generate(spec_file(tmp_path, batched, llm(), gpus=gpus), tmp_path / "out", report=True)
         (tmp_path / "profiles" / "mine.json").unlink()
         assert "my-v100" in (tmp_path / "out" / "report.html").read_text()
         explained = CliRunner().invoke(main, ["explain", str(tmp_path / "out" / "plan.json")])
         assert "my-v100" in explained.stdout
+        simulated = CliRunner().invoke(main, ["simulate", str(tmp_path / "out"), "--seconds", "60", "--json"])
+        assert simulated.exit_code == 0, simulated.stderr
         monkeypatch.setenv("MUSERVE_VGPU_DIR", str(tmp_path / "elsewhere"))
         fleet = open_fleet(tmp_path / "out", "n")
         assert [part.name for part in fleet.parts.values()] == ["my-v100", "T4"]
@@ -334,6 +345,8 @@ class TestRefused:
             (llm(engine={"answers": "none.jsonl"}), "none.jsonl: expected a readable file"),
             (llm(engine={"slots": 200}), "llm_engine needs 83.6 GB on one GPU and the largest here"),
             (llm(tokens={"prompt": 2000, "output": 2000}), "tokens: expected prompt and output of at most"),
+            (llm(engine={"max_model_len": 4000}), "engine.max_model_len: expected at most the model's 2048"),
+            (llm(engine={"max_model_len": 400}), "tokens: expected prompt and output of at most 400 tokens"),
             (llm(slo_ms=1000), "slo_ms: expected more than the isolated latency of"),
         ],
     )

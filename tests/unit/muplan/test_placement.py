@@ -251,6 +251,15 @@ def test_many_models_are_placed_the_same_way_every_time() -> None:
 
 
 class TestInfeasible:
+    def test_the_share_told_is_the_one_that_was_compared(self) -> None:
+        """Within the SLO enough requests would stay, within the guarded share of it not."""
+        demand = single_pass("m", (10.0, 0.5), rate=50, slo=50)
+        placement = place([demand], cluster(1))
+        assert not placement.score.feasible
+        assert placement.guarded_attainment[0] < demand.attainment_target <= placement.point.attainment[0]
+        told = f"{placement.guarded_attainment[0]:.1%} of its requests would meet 90% of the SLO"
+        assert told in str(infeasible(placement, cluster(1)))
+
     def test_overload_names_model_constraint_and_what_would_help(self) -> None:
         demands = [generative("llm", rate=4.5), single_pass("cnn", (5.0, 0.5), rate=1, slo=100)]
         placement = place(demands, cluster(2))

@@ -27,6 +27,7 @@ from muplan.spec import SpecFile
 from muplan.spec_paths import vllm_model
 from muplan.splitting import save_model
 from muserve.errors import InputError
+from muserve.gpu.parts import load_part
 from muserve.plan import ModelKind, Plan, read_plan
 from muserve.weightless import strip_weights
 from muserve.weights import embed_weights, fill_weights
@@ -42,6 +43,7 @@ from sample_plans import sample_gpu, sample_model, sample_partition, sample_plan
 
 KINDS = model_config_pb2.ModelInstanceGroup
 REPOSITORY = PurePosixPath("node0/model_repository")
+PARTS = {"V100-16GB": load_part("V100-16GB")}
 ROWS: dict[str, Any] = {
     "name": "rows",
     "source": "onnx:rows.onnx",
@@ -325,21 +327,24 @@ class TestContention:
         return sample_plan([gpu, sample_gpu(1, initial_clock_mhz=1380)], models)
 
     def test_two_partitions_of_5_ms_take_10_ms_together(self) -> None:
-        assert oversubscribed_gpus(self.plan(9.9)) == {"node0/gpu0"}
-        assert oversubscribed_gpus(self.plan(10.1)) == frozenset()
+        assert oversubscribed_gpus(self.plan(9.9), PARTS) == {"node0/gpu0"}
+        assert oversubscribed_gpus(self.plan(10.1), PARTS) == frozenset()
 
     def test_a_partition_alone_never_takes_turns(self) -> None:
-        assert oversubscribed_gpus(self.plan(1.0, ("node0/gpu0", "node0/gpu1"))) == frozenset()
+        assert oversubscribed_gpus(self.plan(1.0, ("node0/gpu0", "node0/gpu1")), PARTS) == frozenset()
 
     def test_a_lower_clock_makes_it_worse(self) -> None:
         plan = self.plan(11.0)
         slow = replace(plan, gpus=tuple(replace(gpu, initial_clock_mhz=945) for gpu in plan.gpus))
-        assert (oversubscribed_gpus(plan), oversubscribed_gpus(slow)) == (frozenset(), {"node0/gpu0"})
+        assert (oversubscribed_gpus(plan, PARTS), oversubscribed_gpus(slow, PARTS)) == (
+            frozenset(),
+            {"node0/gpu0"},
+        )
 
     def test_engines_do_not_count(self) -> None:
         plan = self.plan(9.9)
         models = (replace(plan.models[0], kind=ModelKind.GENERATIVE), plan.models[1])
-        assert oversubscribed_gpus(replace(plan, models=models)) == frozenset()
+        assert oversubscribed_gpus(replace(plan, models=models), PARTS) == frozenset()
 
     def test_instances_hold_the_resource_of_their_own_gpu(self, tmp_path: Path) -> None:
         file = spec(tmp_path, ROWS, ROWS | {"name": "more"}, LLM)
