@@ -115,21 +115,11 @@ def length_quantiles(mean: float, cv: float, count: int = LENGTH_QUANTILES) -> t
     return tuple(scale * value for value in raw)
 
 
-def within(limit_ms: float, service_ms: float, excess_ms: float, busy: float) -> float:
-    """Chance that service plus a wait stays within ``limit_ms``.
-
-    ``excess_ms`` is the mean wait over all requests and ``busy`` the share of requests that wait.
-    """
-    slack = limit_ms - service_ms
-    if slack < 0.0 or math.isinf(excess_ms):
-        return 0.0
-    if excess_ms <= 0.0 or busy <= 0.0:
-        return 1.0
-    return 1.0 - busy * math.exp(-slack * busy / excess_ms)
-
-
 def mean_within(limit_ms: float, services_ms: NDArray[np.float64], excess_ms: float, busy: float) -> float:
-    """The mean of ``within`` over equally likely service times."""
+    """Chance that service plus a wait stays within ``limit_ms``, over equally likely service times.
+
+    ``excess_ms`` is the mean wait over all requests, finite, and ``busy`` the share of requests that wait.
+    """
     slack = limit_ms - services_ms
     met = np.where(slack < 0.0, 0.0, 1.0)
     if excess_ms > 0.0 and busy > 0.0:
