@@ -92,7 +92,7 @@ def plan_spec(spec_file: SpecFile, on_progress: Progress | None = None, *, exact
             model = with_trace_read(model, spec_file)
             source = load_source(model.source, spec_file.path.parent)
             source = with_profile(model, source, spec_file, parts)
-            check_engine(model, spec_file)
+            check_engine(model, source, spec_file)
             check_weights(model, source, spec_file)
             staged.append(
                 stage_model(

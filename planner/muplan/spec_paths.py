@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture
 from muplan.load.trace import Trace, read_trace
 from muplan.profile.profile_file import read_profile
 from muplan.profile.profiled import check_profile
@@ -43,8 +44,12 @@ def with_trace_read(model: ModelSpec, spec_file: SpecFile) -> ModelSpec:
     return model.model_copy(update=changes)
 
 
-def check_engine(model: ModelSpec, spec_file: SpecFile) -> None:
-    """InputError, naming the key, when the target has no engine that serves the generative ``model``."""
+def check_engine(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> None:
+    """InputError, naming the key, when the target has no engine that serves the generative ``model``.
+
+    vLLM's list of models has none of the encoder-decoders that ``source`` can be
+    (https://docs.vllm.ai/en/latest/models/supported_models.html).
+    """
     if model.kind is not ModelKind.GENERATIVE:
         return
     spec = spec_file.spec
@@ -53,6 +58,11 @@ def check_engine(model: ModelSpec, spec_file: SpecFile) -> None:
     if name not in (None, wanted):
         raise InputError(f"engine.name: target {target.value} has the engine {wanted}, got {name}")
     if target is Target.NGC:
+        if source.llm is not None and isinstance(source.llm.net, EncoderDecoderArchitecture):
+            raise InputError(
+                f"source: {model.source} is an encoder-decoder, which vllm, the engine of target ngc, does "
+                "not run: expected a decoder or target embedded"
+            )
         vllm_model(model, spec_file)
     elif not all(group.virtual for node in spec.cluster.nodes for group in node.gpus):
         raise InputError(

@@ -228,6 +228,11 @@ class TestVllm:
         [
             (LLM, NGC, "engine.model: expected a Hugging Face id or the path of a directory on the node"),
             (
+                VLLM | {"source": "catalog:switch-base-16"},
+                NGC,
+                "source: catalog:switch-base-16 is an encoder-decoder, which vllm, the engine of target ngc,",
+            ),
+            (
                 VLLM | {"engine": {"name": "replay"}},
                 NGC,
                 "engine.name: target ngc has the engine vllm, got replay",
