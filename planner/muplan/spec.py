@@ -147,7 +147,8 @@ class EngineSpec(_Section):
         "default: the id in source hf:ID.",
     )
     tensor_parallel: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
-        default="auto", description="GPUs that each vllm engine is cut over; auto: 1, 2, 4 or 8."
+        default="auto",
+        description="GPUs that each vllm engine is cut over; auto: 1, 2, 4 or 8, with a profile 1.",
     )
     slots: Annotated[int, Field(ge=1, le=1024)] = 8
     max_model_len: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(

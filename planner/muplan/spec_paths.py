@@ -104,9 +104,17 @@ def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) ->
 def with_profile(
     model: ModelSpec, source: LoadedModel, spec_file: SpecFile, parts: Collection[str]
 ) -> LoadedModel:
-    """``source`` with the profile that the spec names; InputError when it is bad or of none of ``parts``."""
+    """``source`` with the profile that the spec names.
+
+    InputError when it is bad, of none of ``parts``, or beside an engine over several GPUs: it is of one.
+    """
     if model.profile is None:
         return source
+    degree = model.token_engine.tensor_parallel
+    if degree not in ("auto", 1):
+        raise InputError(
+            f"engine.tensor_parallel: a profile has the times of one GPU, expected 1 beside it, got {degree}"
+        )
     file = spec_file.resolve(model.profile)
     try:
         profile = read_profile(file)

@@ -79,7 +79,8 @@ def stage_model(
 
     Cuts are chosen by the times on the first of them and so that every partition fits into the largest: a
     model that fits one GPU of the cluster whole need not be cut for the others. ``tensor_parallel``:
-    whether the engine of a generative model can be cut over several GPUs.
+    whether the engine of a generative model can be cut over several GPUs; a profile keeps it on one, whose
+    times it has.
 
     Raises InputError, naming the key, when kind or sizes do not suit the source, when a partition is
     too large for every GPU, or when the SLO is below the isolated latency.
@@ -110,7 +111,7 @@ def stage_model(
         decode_growth_ms=growth,
     )
     demand = with_replica_counts(spec, demand)
-    if tensor_parallel and source.llm is not None:
+    if tensor_parallel and source.llm is not None and source.profile is None:
         demand = with_shardings(spec, source.llm, demand, parts, link_gbs, CONTEXT_BYTES)
     for stage in demand.stages:
         _check_memory(spec, stage, parts)

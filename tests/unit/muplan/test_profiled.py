@@ -18,6 +18,7 @@ from muplan.profile.profile_file import profile_bytes, profile_sha256
 from muplan.profile.record import Bases, Profile
 from muplan.sources import LoadedModel, load_source
 from muplan.spec import SpecFile, parse_spec
+from muplan.staging import StagedModel
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part
 from muserve.plan import Basis, Phase, Plan
@@ -137,6 +138,25 @@ def test_a_generative_model_takes_both_phases_and_its_growth_from_the_profile(
     one, eight = (profiled.decode_law(slower(opt, 2.0), batch, 384).latency_ms for batch in (1, 8))
     assert partition.law(Phase.DECODE).latency_ms == pytest.approx(one, rel=1e-5)
     assert partition.decode_growth_ms == pytest.approx((eight - one) / 7, rel=1e-4)
+
+
+def test_a_profile_is_of_one_gpu_and_keeps_the_engine_on_one(opt: Profile, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_bytes(profile_bytes(slower(opt, 2.0)))
+    path = tmp_path / "spec.yaml"
+
+    def staged(**engine: Any) -> StagedModel:
+        document = {
+            "cluster": {"nodes": [{"name": "n", "gpus": [{"part": "V100-16GB", "count": 8}]}]},
+            "models": [model("opt-1.3b", profile="p.json", engine={"model": "facebook/opt-1.3b", **engine})],
+            "serving": {"target": "ngc"},
+        }
+        return plan_spec(SpecFile(path=path, spec=parse_spec(document, path), sha256="0" * 64)).staged[0]
+
+    assert staged().demand == staged(tensor_parallel=1).demand
+    assert len(staged().demand.stages) == 1
+    assert staged().demand.shardings == ()
+    with pytest.raises(InputError, match=r"engine.tensor_parallel: .* expected 1 beside it, got 2"):
+        staged(tensor_parallel=2)
 
 
 @given(prompt=st.floats(128, 512), batch=st.integers(1, 8), context=st.floats(128, 512))
