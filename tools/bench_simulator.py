@@ -22,7 +22,6 @@ import numba
 import numpy as np
 
 from muplan.load.arrivals import ArrivalLaw
-from muplan.queueing import erlang_c
 from muplan.simulator.run import simulate
 from muplan.simulator.scenario import (
     Discipline,
@@ -38,10 +37,12 @@ from muplan.simulator.validation import (
     compare_cluster,
     compare_plan,
 )
+from muplan.slot_queue import slot_queue
 from muserve.gpu.parts import load_part
 from muserve.plan import Basis, ModelKind, Phase, Sensitivity, TimeLaw
 
 PART = load_part("V100-16GB")
+DRAWN_PARTS = ("V100-16GB", "A100-40GB", "L20")
 MODELS, GPUS, SERVICE_MS, LOAD = 16, 8, 10.0, 0.7
 RATE_RPS = LOAD * GPUS / MODELS / SERVICE_MS * 1000
 
@@ -54,8 +55,8 @@ def main() -> None:
         "speed": measure_speed(options.requests, options.rounds),
         "memory": measure_memory(options.memory_requests),
         "theory": list(compare_theory(options.requests)),
-        "formulas": compare_formulas(options.clusters),
-        "plans": confirm_plans(options.specs),
+        "formulas": {part: compare_formulas(options.clusters, part) for part in DRAWN_PARTS},
+        "plans": {part: confirm_plans(options.specs, part) for part in DRAWN_PARTS},
         "setup": {
             "cores": os.cpu_count(),
             "python": platform.python_version(),
@@ -72,8 +73,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=2_000_000, help="of each speed and theory run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-requests", type=int, default=10_000_000)
-    parser.add_argument("--clusters", type=int, default=36, help="drawn for the formulas")
-    parser.add_argument("--specs", type=int, default=36, help="drawn for the plans")
+    parser.add_argument("--clusters", type=int, default=36, help="drawn for the formulas, on each part")
+    parser.add_argument("--specs", type=int, default=36, help="drawn for the plans, on each part")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args()
 
@@ -120,7 +121,8 @@ def compare_theory(requests: int) -> Iterator[dict[str, Any]]:
     rate = LOAD / SERVICE_MS * 1000
     shortest = {"discipline": Discipline.SJF}
     c = 4
-    several_ms = erlang_c(c, LOAD * c) * SERVICE_MS / (c * (1 - LOAD))
+    several = slot_queue(LOAD * c / SERVICE_MS, np.arange(1, c + 1) / SERVICE_MS, 1.0, 1.0)
+    assert several is not None, "the load is below 1"
     cases = (
         ("M/M/1", _queue("a", rate), 1, SERVICE_MS + wait_ms),
         ("M/D/1", _queue("a", rate, service_cv=0.0), 1, SERVICE_MS + wait_ms / 2),
@@ -131,7 +133,7 @@ def compare_theory(requests: int) -> Iterator[dict[str, Any]]:
             "M/M/4",
             _queue("a", c * rate, on=range(c), routing=Routing.SHARED_QUEUE),
             c,
-            SERVICE_MS + several_ms,
+            SERVICE_MS + several.waits / several.decay,
         ),
     )
     for name, model, gpus, theory_ms in cases:
@@ -153,9 +155,9 @@ def _shortest_first_wait_ms() -> float:
     return float((density * LOAD * SERVICE_MS / (1 - shorter) ** 2).sum() * step)
 
 
-def compare_formulas(clusters: int) -> dict[str, Any]:
+def compare_formulas(clusters: int, part: str) -> dict[str, Any]:
     """Errors of the planner's formulas on drawn clusters."""
-    found = [compare_cluster(seed) for seed in range(clusters)]
+    found = [compare_cluster(seed, part) for seed in range(clusters)]
     models = [model for cluster in found for model in cluster.models]
     report: dict[str, Any] = {"clusters": clusters, "power": _power_errors(found)}
     for kind in ModelKind:
@@ -163,9 +165,9 @@ def compare_formulas(clusters: int) -> dict[str, Any]:
     return report
 
 
-def confirm_plans(specs: int) -> dict[str, Any]:
+def confirm_plans(specs: int, part: str) -> dict[str, Any]:
     """How many of the planner's plans for drawn specs the simulation confirms."""
-    plans = {seed: plan for seed in range(specs) if (plan := compare_plan(seed))}
+    plans = {seed: plan for seed in range(specs) if (plan := compare_plan(seed, part))}
     refuted = [
         {"seed": seed, "model": m.name, "target": m.target, "simulated": m.simulated.value}
         for seed, plan in plans.items()
@@ -235,7 +237,7 @@ def _scenario(models: tuple[SimulatedModel, ...], gpus: int, horizon_s: float) -
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    speed, memory, plans = report["speed"], report["memory"], report["plans"]
+    speed, memory = report["speed"], report["memory"]
     lines = [
         f"speed   {speed['requests_per_second']:,.0f} requests/s on one core "
         f"({speed['slowest_round']:,.0f} to {speed['fastest_round']:,.0f} in {speed['rounds']} rounds "
@@ -250,9 +252,14 @@ def table(report: dict[str, Any]) -> str:
         for row in report["theory"]
     ]
     lines += ["", "planner's formulas less SIMULATED, share of requests within the SLO"]
-    formulas = report["formulas"]
-    for name in (kind.value for kind in ModelKind):
-        lines.append(_error_line(f"{name}, drawn clusters", formulas[name]))
+    for part, formulas in report["formulas"].items():
+        lines += [f" {part}", *_comparison_lines(formulas, report["plans"][part])]
+    return "\n".join(lines)
+
+
+def _comparison_lines(formulas: dict[str, Any], plans: dict[str, Any]) -> list[str]:
+    """What was found on one part."""
+    lines = [_error_line(f"{kind.value}, drawn clusters", formulas[kind.value]) for kind in ModelKind]
     lines.append(_error_line("plans", plans["attainment"]))
     for name, power in (("power, drawn clusters", formulas["power"]), ("power, plans", plans["power"])):
         lines.append(f"  {name:30} bias {power['bias']:+.1%}, worst {power['worst']:+.1%}")
@@ -265,7 +272,7 @@ def table(report: dict[str, Any]) -> str:
         f"of {entry['target']:.1%} promised"
         for entry in plans["refuted"]
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def _error_line(name: str, errors: dict[str, float]) -> str:

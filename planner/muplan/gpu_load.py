@@ -11,7 +11,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from muplan.queueing import busy_probability, processor_sharing
+import numpy as np
+from numpy.typing import NDArray
+
+from muplan.queueing import processor_sharing
+from muplan.slot_queue import SlotQueue, slot_queue
 from muplan.workload import Demand
 
 # Work that shares a GPU with an engine makes the engine busier, and that the work slower: converges in
@@ -21,33 +25,35 @@ _ROUNDS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """A token engine: its times at the clocks in force, the requests it runs, the chance that it runs any."""
+    """A token engine: its times at the clocks in force, and the share of time that it runs any request."""
 
     prefill_ms: float
     step_ms: float
     growth_ms: float
-    running: float = 1.0
     active: float = 0.0
 
-    def service_ms(self, demand: Demand, crowding: float) -> tuple[float, float]:
-        """Time in a slot when everything takes ``crowding`` times as long: a constant, and per token.
+    def per_token_ms(self, demand: Demand) -> NDArray[np.float64]:
+        """Time per token of one of 1, 2, ... up to all slots' requests, alone on the GPU; shape [slots].
 
-        Prefills of the other requests hold up a running one, so its steps stretch by their share.
+        A request pays its own prefill besides. The others' hold it up: each is replaced once while it runs.
         """
-        step_ms = self.step_ms + self.growth_ms * max(0.0, self.running - 1.0)
-        prefills = min(0.99, demand.rate_rps / 1000.0 * self.prefill_ms * crowding)
-        return crowding * self.prefill_ms, crowding * step_ms / (1.0 - prefills)
+        others = np.arange(demand.slots)
+        return self.step_ms + others * (self.growth_ms + self.prefill_ms / demand.output_tokens)
 
-    def mean_service_ms(self, demand: Demand, crowding: float) -> float:
-        """Time in a slot of a request of mean length."""
-        constant_ms, per_token_ms = self.service_ms(demand, crowding)
-        return constant_ms + demand.output_tokens * per_token_ms
+    def completions_per_ms(self, demand: Demand) -> NDArray[np.float64]:
+        """Rate of completions when 1, 2, ... up to all slots run, alone on the GPU; shape [slots]."""
+        slot_ms = self.prefill_ms + demand.output_tokens * self.per_token_ms(demand)
+        return np.arange(1, demand.slots + 1) / slot_ms
+
+    def line(self, demand: Demand, crowding: float) -> SlotQueue | None:
+        """The line for a slot when everything takes ``crowding`` times as long; None if overloaded."""
+        completions = self.completions_per_ms(demand) / crowding
+        return slot_queue(demand.rate_rps / 1000.0, completions, demand.burstiness_cv, demand.output_cv)
 
     def busier(self, demand: Demand, crowding: float) -> Engine:
         """The same engine, as busy as the crowding makes it."""
-        offered = demand.rate_rps / 1000.0 * self.mean_service_ms(demand, crowding)
-        running = min(offered, float(demand.slots))
-        return replace(self, running=running, active=busy_probability(demand.slots, offered))
+        line = self.line(demand, crowding)
+        return replace(self, active=line.busy if line else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +104,11 @@ def settled_loads(
             crowding = max(settled[gpu].crowding(without=model) for gpu in gpus)
             if not math.isinf(crowding):
                 busier[model] = settled[gpus[0]].engines[model].busier(demand_of(model), crowding)
-        for gpu, load in settled.items():
+        before = dict(settled)
+        for gpu, load in before.items():
             if load.engines:
                 engines = {model: busier.get(model, engine) for model, engine in load.engines.items()}
                 settled[gpu] = replace(load, engines=engines)
+        if settled == before:
+            break
     return settled

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from muplan.gpu_load import Engine, GpuLoad, settled_loads
-from muplan.queueing import decay_rate, erlang_c, line_within, mean_within, slot_wait_ms
+from muplan.queueing import decay_rate, line_within
 from muplan.workload import StageKey
 from muserve.plan import ModelKind, Phase
 
@@ -176,19 +178,25 @@ class Group:
         return share, prefill * prefill_w + (share - prefill) * decode_w
 
     def _engine_response(self, owner: int, loads: Mapping[int, GpuLoad]) -> Response:
-        """Share of answers whose wait for a slot and time in it fit, over the lengths of the answers."""
+        """Share of answers whose wait for a slot and time in it fit, over the lengths of the answers.
+
+        A request goes at the pace of as many as it finds there, itself included, to its end: its mean time is
+        then the one that Little's law gives the queue.
+        """
         demand, gpus = self.model.demands[owner], self.homes[owner]
         engine = loads[gpus[0]].engines[owner]
         crowding = max(loads[gpu].crowding(owner) for gpu in gpus)
         if math.isinf(crowding):
             return _OVERLOADED
-        mean_ms = engine.mean_service_ms(demand, crowding)
-        rate = demand.rate_rps / 1000.0
-        wait_ms = slot_wait_ms(demand.slots, rate, mean_ms, demand.burstiness_cv, demand.output_cv)
-        if math.isinf(wait_ms):
+        line = engine.line(demand, crowding)
+        if line is None:
             return _OVERLOADED
-        constant_ms, per_token_ms = engine.service_ms(demand, crowding)
-        times_ms = constant_ms + per_token_ms * self.model.answer_lengths(demand)
-        waits = erlang_c(demand.slots, rate * mean_ms)
-        met = mean_within(demand.slo_ms, times_ms, wait_ms, waits)
-        return Response(attainment=met, mean_ms=mean_ms + wait_ms)
+        prefill_ms, per_token_ms = crowding * engine.prefill_ms, crowding * engine.per_token_ms(demand)
+        lengths = self.model.answer_lengths(demand)
+        most_tokens = (demand.slo_ms - prefill_ms) / per_token_ms
+        short = np.searchsorted(lengths, most_tokens, side="right") / len(lengths)
+        slack_ms = demand.slo_ms - prefill_ms - per_token_ms[-1] * lengths
+        late = np.exp(-line.decay * np.maximum(slack_ms, 0.0))
+        met = float(line.finds @ short + line.waits * (1.0 - late.mean()))
+        mean_tokens_ms = demand.output_tokens * (line.finds @ per_token_ms + line.waits * per_token_ms[-1])
+        return Response(attainment=met, mean_ms=prefill_ms + float(mean_tokens_ms) + line.waits / line.decay)

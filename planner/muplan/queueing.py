@@ -9,15 +9,12 @@ They are approximations with names, so that a plan can say what it believed:
   in a burst all of them work; of partitions on several GPUs the slowest makes the line;
 * a token engine has at most one step on the GPU at a time, so while it is busy it is one permanent
   customer there;
-* the slots of an engine are an M/M/c queue, corrected for bursty arrivals and for the spread of the
-  answer lengths by the Allen-Cunneen factor (ca^2 + cs^2) / 2;
-* what a request waits beyond its own service is exponential, given that it waits at all;
+* the requests of a token engine wait for one of its slots (``muplan.slot_queue``);
 * the arrivals of one of n replicas are those of the model, each kept with probability 1/n.
 
-Sources: L. Kleinrock, Queueing Systems vol. 2 (1976), sections 4.4 and 2.1; A. Allen, Probability,
-Statistics and Queueing Theory (1990), section 5.6; W. Whitt, The Queueing Network Analyzer, Bell System
-Technical Journal 62 (1983), section 4.4; J. Kingman, A martingale inequality in the theory of queues, Proc.
-Camb. Phil. Soc. 60 (1964).
+Sources: L. Kleinrock, Queueing Systems vol. 2 (1976), sections 4.4 and 2.1; W. Whitt, The Queueing
+Network Analyzer, Bell System Technical Journal 62 (1983), section 4.4; J. Kingman, A martingale inequality in
+the theory of queues, Proc. Camb. Phil. Soc. 60 (1964).
 """
 
 from __future__ import annotations
@@ -25,38 +22,12 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import NDArray
-
 # Equally likely answer lengths that stand for the whole distribution; 200 resolve an attainment of
 # 0.995.
 LENGTH_QUANTILES = 200
 
 _METRONOME_CV = 0.05
 _NEWTON_STEPS = 12
-
-
-def erlang_c(servers: int, offered: float) -> float:
-    """Chance of having to wait in M/M/c with ``offered`` busy servers on average; 1 if overloaded."""
-    if offered >= servers:
-        return 1.0
-    blocked = 1.0
-    for count in range(1, servers + 1):
-        blocked = offered * blocked / (count + offered * blocked)
-    share = offered / servers
-    return blocked / (1.0 - share + share * blocked)
-
-
-def busy_probability(servers: int, offered: float) -> float:
-    """Chance that at least one server of M/M/c works; 1 if overloaded."""
-    if offered >= servers:
-        return 1.0
-    term, total = 1.0, 1.0
-    for count in range(1, servers):
-        term *= offered / count
-        total += term
-    total += term * offered / servers / (1.0 - offered / servers)
-    return 1.0 - 1.0 / total
 
 
 def processor_sharing(load: float, permanent: float) -> float:
@@ -67,17 +38,6 @@ def processor_sharing(load: float, permanent: float) -> float:
     ``permanent = 0`` for its stretch.
     """
     return math.inf if load >= 1.0 else (1.0 + permanent) / (1.0 - load)
-
-
-def slot_wait_ms(
-    servers: int, rate_per_ms: float, service_ms: float, arrival_cv: float, service_cv: float
-) -> float:
-    """Mean wait for a slot; infinite if overloaded."""
-    offered = rate_per_ms * service_ms
-    if offered >= servers:
-        return math.inf
-    waiting = erlang_c(servers, offered)
-    return waiting * service_ms / (servers - offered) * (arrival_cv**2 + service_cv**2) / 2.0
 
 
 def decay_rate(rate_per_ms: float, service_ms: float, arrival_cv: float) -> float:
@@ -113,19 +73,6 @@ def length_quantiles(mean: float, cv: float, count: int = LENGTH_QUANTILES) -> t
     raw = [math.exp(spread * normal.inv_cdf((i + 0.5) / count)) for i in range(count)]
     scale = mean * count / math.fsum(raw)
     return tuple(scale * value for value in raw)
-
-
-def mean_within(limit_ms: float, services_ms: NDArray[np.float64], excess_ms: float, busy: float) -> float:
-    """Chance that service plus a wait stays within ``limit_ms``, over equally likely service times.
-
-    ``excess_ms`` is the mean wait over all requests, finite, and ``busy`` the share of requests that wait.
-    """
-    slack = limit_ms - services_ms
-    met = np.where(slack < 0.0, 0.0, 1.0)
-    if excess_ms > 0.0 and busy > 0.0:
-        with np.errstate(over="ignore"):  # a wait far below the slack: the chance to exceed it is 0
-            met -= busy * np.exp(-np.maximum(slack, 0.0) * busy / excess_ms) * met
-    return float(met.mean())
 
 
 def split_cv(cv: float, replicas: int) -> float:

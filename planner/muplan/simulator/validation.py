@@ -30,7 +30,7 @@ from muserve.errors import InfeasiblePlanError
 from muserve.gpu.parts import load_part
 from muserve.plan import Basis, ModelKind, Phase, Sensitivity, TimeLaw
 
-_PART = load_part("V100-16GB")
+USUAL_PART = "V100-16GB"
 
 # Requests of the model with the fewest: an attainment of 0.99 is then known to about 0.002.
 _REQUESTS = 10_000
@@ -73,20 +73,21 @@ class ClusterComparison:
         return self.predicted_power_w / self.simulated_power_w - 1.0
 
 
-def compare_cluster(seed: int) -> ClusterComparison:
+def compare_cluster(seed: int, part_name: str = USUAL_PART) -> ClusterComparison:
     """A cluster of 1 to 3 GPUs and 2 to 5 models, put down at random, at random clocks."""
+    part = load_part(part_name)
     rng = np.random.default_rng([seed, 1])
     slots = tuple(
-        Slot(name=f"node0/gpu{n}", node="node0", index=n, part=_PART, virtual=True)
+        Slot(name=f"node0/gpu{n}", node="node0", index=n, part=part, virtual=True)
         for n in range(rng.integers(1, 4))
     )
-    demands = tuple(_demand(f"model{n}", rng) for n in range(rng.integers(2, 6)))
+    demands = tuple(_demand(f"model{n}", part.name, rng) for n in range(rng.integers(2, 6)))
     assignment: dict[StageKey, int] = {
         (m, s): int(rng.integers(len(slots)))
         for m, demand in enumerate(demands)
         for s in range(len(demand.stages))
     }
-    clocks_mhz = [int(rng.choice(_PART.working_clocks_mhz)) for _ in slots]
+    clocks_mhz = [int(rng.choice(part.working_clocks_mhz)) for _ in slots]
     crowd = max(list(assignment.values()).count(gpu) for gpu in set(assignment.values()))
     demands = tuple(replace(d, rate_rps=d.rate_rps * rng.uniform(0.3, 0.8) / crowd) for d in demands)
     point = ClusterModel(demands, slots).point(assignment, clocks_mhz)
@@ -107,7 +108,7 @@ def compare_cluster(seed: int) -> ClusterComparison:
     )
 
 
-def compare_plan(seed: int) -> ClusterComparison | None:
+def compare_plan(seed: int, part_name: str = USUAL_PART) -> ClusterComparison | None:
     """The planner's plan for a drawn spec of catalogue models; None when there is no feasible one.
 
     Queues are first come, first served, which is what the formulas assume.
@@ -117,7 +118,7 @@ def compare_plan(seed: int) -> ClusterComparison | None:
         "nodes": [
             {
                 "name": "node0",
-                "gpus": [{"part": _PART.name, "count": int(rng.integers(1, 4)), "virtual": True}],
+                "gpus": [{"part": part_name, "count": int(rng.integers(1, 4)), "virtual": True}],
             }
         ]
     }
@@ -164,16 +165,16 @@ def _cv(rng: np.random.Generator) -> float:
     return float(rng.choice([1.0, 1.0, 2.0, 3.0]))
 
 
-def _demand(name: str, rng: np.random.Generator) -> Demand:
+def _demand(name: str, part: str, rng: np.random.Generator) -> Demand:
     """A model that would keep one GPU busy at its top clock all by itself."""
     if rng.random() < 0.4:
-        return _engine_demand(name, rng)
+        return _engine_demand(name, part, rng)
     latencies_ms = [float(np.exp(rng.uniform(1.0, 4.0))) for _ in range(rng.integers(1, 3))]
     return Demand(
         name=name,
         kind=ModelKind.SINGLE_PASS,
         stages=tuple(
-            _stage(f"{name}_stage{n}", _law(Phase.INFERENCE, latency_ms, rng))
+            _stage(f"{name}_stage{n}", part, _law(Phase.INFERENCE, latency_ms, rng))
             for n, latency_ms in enumerate(latencies_ms)
         ),
         rate_rps=1000.0 / max(latencies_ms),
@@ -183,7 +184,7 @@ def _demand(name: str, rng: np.random.Generator) -> Demand:
     )
 
 
-def _engine_demand(name: str, rng: np.random.Generator) -> Demand:
+def _engine_demand(name: str, part: str, rng: np.random.Generator) -> Demand:
     prefill_ms, decode_ms = float(rng.uniform(5.0, 40.0)), float(rng.uniform(4.0, 15.0))
     growth_ms, tokens, slots = (
         float(rng.uniform(0.05, 0.5)),
@@ -197,6 +198,7 @@ def _engine_demand(name: str, rng: np.random.Generator) -> Demand:
         stages=(
             _stage(
                 f"{name}_engine",
+                part,
                 _law(Phase.PREFILL, prefill_ms, rng),
                 _law(Phase.DECODE, decode_ms, rng, highest_k=0.3),
             ),
@@ -208,7 +210,7 @@ def _engine_demand(name: str, rng: np.random.Generator) -> Demand:
         output_tokens=tokens,
         output_cv=float(rng.uniform(0.3, 1.2)),
         slots=slots,
-        decode_growth_ms={_PART.name: growth_ms},
+        decode_growth_ms={part: growth_ms},
     )
 
 
@@ -218,8 +220,8 @@ def _law(phase: Phase, latency_ms: float, rng: np.random.Generator, highest_k: f
     return TimeLaw(phase=phase, latency_ms=latency_ms, sensitivity=sensitivity, basis=Basis.MODELLED)
 
 
-def _stage(name: str, *laws: TimeLaw) -> Stage:
-    return Stage(name=name, memory_bytes=1, transfer_ms=0.1, laws={_PART.name: laws})
+def _stage(name: str, part: str, *laws: TimeLaw) -> Stage:
+    return Stage(name=name, memory_bytes=1, transfer_ms=0.1, laws={part: laws})
 
 
 def _scenario(

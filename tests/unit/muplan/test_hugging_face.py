@@ -73,7 +73,7 @@ def test_a_language_model_is_planned_from_its_config(gpt2: Path) -> None:
                 "name": "mine",
                 "source": "hf:tiny-gpt2",
                 "kind": "generative",
-                "slo_scale": 5,
+                "slo_scale": 8,
                 "tokens": {"prompt": 20, "output": 20},
                 "load": {"rate_rps": 1},
             }

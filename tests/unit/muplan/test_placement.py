@@ -7,7 +7,6 @@ import random
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,14 +18,10 @@ from muplan.placement.layout import Layout, Spot
 from muplan.placement.pools import classes_of
 from muplan.placement.search import placed
 from muplan.queueing import (
-    busy_probability,
     decay_rate,
-    erlang_c,
     length_quantiles,
     line_within,
-    mean_within,
     processor_sharing,
-    slot_wait_ms,
     split_cv,
 )
 from muplan.workload import Demand
@@ -292,18 +287,6 @@ class TestInfeasible:
 
 
 class TestQueueing:
-    def test_erlang_c_of_one_server_is_its_load(self) -> None:
-        assert erlang_c(1, 0.7) == pytest.approx(0.7)
-        assert busy_probability(1, 0.7) == pytest.approx(0.7)
-
-    def test_erlang_c_table_value(self) -> None:
-        """Two servers at load 0.75: P(wait) = 9/14 (Kleinrock vol. 1, eq. 3.40)."""
-        assert erlang_c(2, 1.5) == pytest.approx(9 / 14)
-
-    def test_wait_of_one_server_is_the_m_d_1_and_m_m_1_formula(self) -> None:
-        assert slot_wait_ms(1, 0.8, 1.0, 1.0, 0.0) == pytest.approx(0.8 / (2 * 0.2))
-        assert slot_wait_ms(1, 0.8, 1.0, 1.0, 1.0) == pytest.approx(0.8 / 0.2)
-
     @given(st.floats(0.0, 10.0), st.integers(1, 16))
     def test_bursts_thin_out_towards_poisson_when_they_are_shared(self, cv: float, replicas: int) -> None:
         share = split_cv(cv, replicas)
@@ -323,39 +306,14 @@ class TestQueueing:
         variance = math.fsum((g - mean) ** 2 for g in gaps) / len(gaps)
         assert math.sqrt(variance) / mean == pytest.approx(split_cv(3.0, 3), rel=0.03)
 
-    @given(st.lists(st.floats(0.0, 100.0), min_size=1), st.floats(0.0, 50.0), st.floats(0.0, 1.0))
-    def test_mean_over_lengths_is_the_mean_of_each(
-        self, services: list[float], wait: float, busy: float
-    ) -> None:
-        each = [mean_within(60.0, np.array([service]), wait, busy) for service in services]
-        mean = mean_within(60.0, np.array(services), wait, busy)
-        assert mean == pytest.approx(math.fsum(each) / len(each), abs=1e-9)
-
-    def test_a_wait_is_exponential_given_that_there_is_one(self) -> None:
-        """Half of the requests wait, 6 ms on average; of 10 ms a service of 4 leaves 6, one of 20 none."""
-        assert mean_within(10.0, np.array([4.0]), 3.0, 0.5) == pytest.approx(1 - 0.5 / math.e)
-        assert mean_within(10.0, np.array([4.0, 20.0]), 3.0, 0.5) == pytest.approx((1 - 0.5 / math.e) / 2)
-        assert mean_within(10.0, np.array([4.0, 20.0]), 0.0, 0.0) == 0.5
-
     def test_overload_is_infinite(self) -> None:
-        assert math.isinf(slot_wait_ms(2, 3.0, 1.0, 1.0, 1.0))
         assert math.isinf(processor_sharing(1.0, 0.0))
-        assert erlang_c(2, 2.0) == busy_probability(2, 2.0) == 1.0
 
     @given(st.floats(1.0, 1000.0), st.floats(0.0, 3.0))
     def test_lengths_keep_their_mean(self, mean: float, cv: float) -> None:
         lengths = length_quantiles(mean, cv)
         assert math.fsum(lengths) / len(lengths) == pytest.approx(mean)
         assert list(lengths) == sorted(lengths)
-
-    @given(st.floats(0.0, 100.0), st.floats(0.0, 100.0), st.floats(0.0, 50.0), st.floats(0.0, 1.0))
-    def test_attainment_is_a_probability_that_falls_with_the_wait(
-        self, limit: float, service: float, wait: float, busy: float
-    ) -> None:
-        services = np.array([service])
-        met = mean_within(limit, services, wait, busy)
-        assert 0.0 <= met <= 1.0
-        assert mean_within(limit, services, 2 * wait + 1, busy) <= met + 1e-12
 
 
 class TestAgainstSimulation:

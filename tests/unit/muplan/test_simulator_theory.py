@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from muplan.queueing import erlang_c
 from muplan.simulator.result import Estimate, ModelResult, SimulationResult
 from muplan.simulator.run import simulate
 from muplan.simulator.scenario import Discipline, Routing, Scenario, SimulatedModel
+from muplan.slot_queue import slot_queue
 from simulated import V100, gpus, single_pass
 
 pytest.importorskip("numba")
@@ -101,8 +101,9 @@ def test_several_servers_behind_one_queue(servers: int, load: float) -> None:
         on=range(servers),
         routing=Routing.SHARED_QUEUE,
     )
-    wait_ms = erlang_c(servers, load * servers) * SERVICE_MS / (servers * (1 - load))
-    assert agrees(only(run(model, servers)).jct_ms, SERVICE_MS + wait_ms)
+    line = slot_queue(load * servers / SERVICE_MS, np.arange(1, servers + 1) / SERVICE_MS, 1.0, 1.0)
+    assert line is not None
+    assert agrees(only(run(model, servers)).jct_ms, SERVICE_MS + line.waits / line.decay)
 
 
 def test_a_full_queue_drops() -> None:
