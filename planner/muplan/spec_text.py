@@ -1,11 +1,13 @@
 """YAML text -> plain mapping, with the strictness a spec wants.
 
-Beyond PyYAML's safe loader: duplicate keys are errors instead of silently the last one, and aliases are
-refused, since a spec of a hundred bytes could otherwise expand to gigabytes.
+Beyond PyYAML's safe loader: duplicate keys are errors instead of silently the last one, aliases are
+refused, since a spec of a hundred bytes could otherwise expand to gigabytes, and ``1e3`` is a number as in
+YAML 1.2 (https://yaml.org/spec/1.2.2/, section 10.3.2), not a text as in YAML 1.1.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,13 @@ class _StrictLoader(_Loader):  # type: ignore[misc]
             seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"),
+    list("-+.0123456789"),
+)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

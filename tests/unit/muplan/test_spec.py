@@ -69,7 +69,7 @@ def test_infinite_alpha_is_shortest_first() -> None:
         ("slo_ms: 600", "slo_ms: 600\n    xyzzy: 1", "s.yaml: models[0].xyzzy: unknown key"),
         ("slo_ms: 600", "slo_ms: 0", "models[0].slo_ms: input should be greater than 0, got 0"),
         ("slo_ms: 600", "slo_ms: .inf", "models[0].slo_ms: input should be a finite number, got inf"),
-        ("slo_ms: 600", "slo_ms: 1e400", "models[0].slo_ms: input should be a valid number, got '1e400'"),
+        ("slo_ms: 600", "slo_ms: 1e400", "models[0].slo_ms: input should be a finite number, got inf"),
         ("slo_ms: 600", "slo_ms: [600]", "models[0].slo_ms: input should be a valid number"),
         ("slo_ms: 600", "slo_scale: 1", "models[0].slo_scale: input should be greater than 1, got 1"),
         ("rate_rps: 1.5", "rate_rps: .nan", "models[0].load.rate_rps: input should be"),
@@ -219,3 +219,13 @@ def test_any_bytes_are_a_mapping_or_an_input_error(data: bytes) -> None:
 def test_published_schema_is_current() -> None:
     assert SCHEMA_FILE.read_bytes() == schema_bytes(), "run tools/regenerate_model_repository.py"
     assert set(json.loads(schema_bytes())["properties"]) == set(Spec.model_fields)
+
+
+@pytest.mark.parametrize("number", ["1e3", "1E+3", "1.e3", "+10.0e2", ".1e4"])
+def test_a_number_with_an_exponent_is_one(number: str) -> None:
+    assert parse_mapping(f"rate_rps: {number}", "spec") == {"rate_rps": 1000.0}
+
+
+@pytest.mark.parametrize("text", ["1e", "e3", "1e3x", "1e3.5"])
+def test_a_text_that_only_begins_like_a_number_stays_one(text: str) -> None:
+    assert parse_mapping(f"name: {text}", "spec") == {"name": text}
