@@ -72,7 +72,7 @@ def _partition_cells(partition: PartitionPlan) -> tuple[str, ...]:
         "\n".join(f"{_phase(law, partition)}{law.latency_ms:.2f} ms" for law in partition.laws),
         "\n".join(_sensitivity(law) for law in partition.laws),
         "\n".join(law.sensitivity.basis.value for law in partition.laws),
-        ", ".join(replica.gpu for replica in partition.replicas),
+        ", ".join("+".join(replica.gpus) for replica in partition.replicas),
     )
 
 
@@ -161,7 +161,7 @@ def _partition_document(partition: PartitionPlan) -> dict[str, Any]:
             }
             for law in partition.laws
         },
-        "gpus": [replica.gpu for replica in partition.replicas],
+        "gpus": ["+".join(replica.gpus) for replica in partition.replicas],
     }
 
 

@@ -44,7 +44,7 @@ def describe_setup(
             for model in plan.models
         },
         "replicas": {
-            partition.name: [replica.gpu for replica in partition.replicas]
+            partition.name: ["+".join(replica.gpus) for replica in partition.replicas]
             for model in plan.models
             for partition in model.partitions
         },

@@ -106,3 +106,16 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "SPEC" in done.stdout
+
+
+def test_the_summary_names_every_gpu_of_a_tensor_parallel_engine(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "cluster: {nodes: [{name: n, gpus: [{part: A100-80GB, count: 2}]}]}\n"
+        "models: [{name: chat, source: catalog:opt-1.3b, kind: generative, slo_ms: 60000, "
+        "load: {rate_rps: 0.1}, engine: {model: facebook/opt-1.3b, tensor_parallel: 2}}]\n"
+    )
+    arguments = (str(spec), "-o", str(tmp_path / "out"), "--target", "ngc", "--no-report")
+    assert "n/gpu0+n/gpu1" in run(*arguments).stdout
+    summary = json.loads(run(*arguments, "--json").stdout)
+    assert summary["models"][0]["partitions"][0]["gpus"] == ["n/gpu0+n/gpu1"]
