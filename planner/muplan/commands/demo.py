@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from muplan.commands.interruption import interruptible
 from muplan.load.replay import LoadProgress
 from muplan.measure import Watcher
 from muserve.errors import InputError
 
 _LINE_EVERY_S = 10.0
-_INTERRUPTED = 130
+_STOPPED = "Triton and the power daemon are stopped, the clocks unlocked"
 _MOST_SECONDS = 24 * 3600.0
 
 
@@ -69,7 +67,7 @@ def command(
         spec=spec or _quickstart(), output=output, seconds=seconds, seed=seed, tritonserver=tritonserver
     )
     console = Console(stderr=True)
-    with interruptible(), _quiet_logs(), ConsoleWatcher(console) as watcher:
+    with interruptible(_STOPPED), _quiet_logs(), ConsoleWatcher(console) as watcher:
         report = run_demo(options, watcher)
     if as_json:
         click.echo(report.json_text(), nl=False)
@@ -130,24 +128,6 @@ def _quickstart() -> Path:
     if not packaged.is_file():
         raise InputError(f"{packaged}: expected the packaged quickstart; give a spec with --spec")
     return packaged
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that nothing is left running, and exit with 130."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("interrupted: Triton and the power daemon are stopped, the clocks unlocked", err=True)
-        sys.exit(_INTERRUPTED)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

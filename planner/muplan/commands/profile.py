@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from muplan.commands.interruption import interruptible
 from muplan.console import table_console
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part, read_part
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from muplan.sources import LoadedModel
 
 _LARGEST_SIZE = 2**24
-_INTERRUPTED = 130
 
 
 def _sizes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -130,7 +127,8 @@ def command(
             )
         works = tuple(bucket_works(source, sizes))
         with ExitStack() as stack:
-            stack.enter_context(_interruptible(_journal_file(output)))
+            unlocked = f"the clock is unlocked; the same command goes on from {_journal_file(output)}"
+            stack.enter_context(interruptible(unlocked))
             if virtual:
                 bench = stack.enter_context(virtual_bench(part, clocks, pieces))
             else:
@@ -195,24 +193,6 @@ class _Bar:
 
     def measured(self) -> None:
         self._progress.advance(self._task)
-
-
-@contextmanager
-def _interruptible(journal: Path) -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that no clock stays locked, and exit with 130."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(f"interrupted: the clock is unlocked; the same command goes on from {journal}", err=True)
-        sys.exit(_INTERRUPTED)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
