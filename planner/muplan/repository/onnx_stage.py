@@ -10,18 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muplan.profile.shapes import infer_shapes, tensor_specs
-from muplan.repository.batching import batching_of, planned_dims
+from muplan.profile.shapes import infer_shapes
+from muplan.repository.batching import planned_dims
 from muplan.repository.directory import Artefact
-from muplan.repository.model_config import add_warm_up, backend_model, triton_tensors
-from muplan.repository.triton_model import (
-    TritonModel,
-    common_parameters,
-    gpu_names,
-    replica_parameters,
-    stage_instances,
-    stage_position,
-)
+from muplan.repository.model_config import add_warm_up
+from muplan.repository.partition_config import partition_config
+from muplan.repository.triton_model import TritonModel
 from muplan.spec import SpecFile, WeightsSpec
 from muplan.splitting import save_model
 from muplan.staging import StagedModel
@@ -54,25 +48,10 @@ def _stage(
     shapes: dict[str, tuple[int, ...]],
     crowded: frozenset[str],
 ) -> TritonModel:
-    partition, graph = model.partitions[index], staged.partitions[index].graph
+    graph = staged.partitions[index].graph
     assert graph is not None, "a single-pass partition has a graph"
-    inputs, outputs = tensor_specs(graph)
     weights, artefact = _graph(plan, staged, spec_file, graph)
-    config = backend_model(
-        "onnxruntime",
-        partition.name,
-        inputs=triton_tensors(inputs),
-        outputs=triton_tensors(outputs),
-        parameters={
-            **common_parameters(model),
-            **replica_parameters(plan, partition),
-            **stage_position(model, index),
-            "weights": weights,
-        },
-        instances=stage_instances(plan, partition, crowded),
-        gpu_name=gpu_names((partition,)),
-        batching=batching_of(staged),
-    )
+    config = partition_config("onnxruntime", plan, model, staged, index, crowded, {"weights": weights})
     _warm_up(config, staged, shapes)
     return TritonModel(config=config, version_files={GRAPH_FILE: artefact})
 

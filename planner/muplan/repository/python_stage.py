@@ -9,19 +9,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from muplan.profile.shapes import tensor_specs
-from muplan.repository.batching import batching_of, planned_rows, row_growth_ms
-from muplan.repository.model_config import backend_model, triton_tensors
-from muplan.repository.triton_model import (
-    TritonModel,
-    common_parameters,
-    gpu_names,
-    number,
-    replica_parameters,
-    shim,
-    stage_instances,
-    stage_position,
-)
+from muplan.repository.batching import planned_rows, row_growth_ms
+from muplan.repository.partition_config import partition_config
+from muplan.repository.triton_model import TritonModel, number, shim
 from muplan.spec import SpecFile, WeightsSpec
 from muplan.splitting import save_model
 from muplan.staging import StagedModel
@@ -53,27 +43,11 @@ def _stage(
     node_files: Mapping[str, Path],
     crowded: frozenset[str],
 ) -> TritonModel:
-    partition, graph = model.partitions[index], staged.partitions[index].graph
+    graph = staged.partitions[index].graph
     assert graph is not None, "a single-pass partition has a graph"
-    inputs, outputs = tensor_specs(graph)
+    parameters = {**parameters, "graph_file": GRAPH_FILE, "threads": str(_THREADS)}
     return TritonModel(
-        config=backend_model(
-            "python",
-            partition.name,
-            inputs=triton_tensors(inputs),
-            outputs=triton_tensors(outputs),
-            parameters={
-                **common_parameters(model),
-                **replica_parameters(plan, partition),
-                **stage_position(model, index),
-                **parameters,
-                "graph_file": GRAPH_FILE,
-                "threads": str(_THREADS),
-            },
-            instances=stage_instances(plan, partition, crowded),
-            gpu_name=gpu_names((partition,)),
-            batching=batching_of(staged),
-        ),
+        config=partition_config("python", plan, model, staged, index, crowded, parameters),
         version_files={"model.py": shim("stage"), GRAPH_FILE: partial(save_model, graph)},
         node_files=node_files,
     )
