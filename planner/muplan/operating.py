@@ -46,13 +46,6 @@ class ClusterModel:
         self._idle: dict[tuple[str, int], float] = {}
         self._lengths: dict[tuple[float, float], NDArray[np.float64]] = {}
 
-    def memory_used(self, assignment: Assignment) -> list[int]:
-        """Bytes taken on each GPU."""
-        used = [0] * len(self.slots)
-        for (model, stage), gpu in assignment.items():
-            used[gpu] += self.demands[model].stages[stage].memory_bytes
-        return used
-
     def point(self, assignment: Assignment, clocks_mhz: Sequence[int]) -> Point:
         """Long-run behaviour. Models with a stage not yet placed count as meeting their SLO."""
         group = self.group(assignment)
