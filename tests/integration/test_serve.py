@@ -13,12 +13,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from muplan.deploy.ports import Ports, free_ports
+from muplan.deploy.running import running_triton
 from muplan.deploy.stubs import living_stubs
 from muserve.plan import plan_bytes
 from sample_plans import sample_gpu, sample_model, sample_plan
@@ -28,6 +30,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.timeout(180)]
 
 READY_S = 60.0
 GONE_S = 30.0
+DRAIN_S = 10  # what `muplan serve` gives requests in flight
 
 
 @pytest.fixture
@@ -292,14 +295,37 @@ def test_when_triton_dies_it_says_so_and_fails(ready: Serve) -> None:
 
 
 def test_a_second_signal_does_not_wait_for_clients(ready: Serve) -> None:
-    with socket.create_connection(("127.0.0.1", ready.ports.http)) as idle:
-        idle.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert idle.recv(100).startswith(b"HTTP/1.1 200")
+    with idle_client(ready.ports):
         ready.process.terminate()
         wait_for(lambda: "stopping Triton" in ready.log(), 5)
         ready.process.terminate()
-        assert ready.process.wait(5) == 1
+        assert ready.process.wait(DRAIN_S - 1) == 1
     assert ready.left() == []
+
+
+def test_an_interruption_before_the_stop_begins_does_not_wait_for_clients(plan_dir: Path) -> None:
+    ports = free_ports()
+    interrupted_s: list[float] = []
+
+    def interrupted() -> None:
+        with running_triton(plan_dir / "node0" / "model_repository", ports=ports, drain_s=6 * DRAIN_S):
+            clients.enter_context(idle_client(ports))
+            interrupted_s.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with ExitStack() as clients:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert time.monotonic() - interrupted_s[0] < DRAIN_S
+
+
+@contextmanager
+def idle_client(ports: Ports) -> Iterator[None]:
+    """A keep-alive connection without a request, for which Triton waits when it drains."""
+    with socket.create_connection(("127.0.0.1", ports.http)) as idle:
+        idle.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(100).startswith(b"HTTP/1.1 200")
+        yield
 
 
 def test_an_unknown_node_and_a_missing_repository_are_one_sentence(plan_dir: Path) -> None:

@@ -64,7 +64,7 @@ def running_triton(
     ``config_name``: which ``configs/<name>.pbtxt`` to prefer; None for real GPUs. ``log``: a file for
     Triton's log, or a function that gets each line. ``drain_s``: how long requests in flight may take to
     finish at the end; Triton waits that long for idle HTTP keep-alive connections too, so close them.
-    Models whose Python process dies are loaded again.
+    Models whose Python process dies are loaded again. KeyboardInterrupt ends the server at once.
 
     Enter it in the thread that owns the server: Triton is told to stop when that thread ends.
     Raises InputError when a port is taken, TritonNotFoundError when there is no Triton, and
@@ -94,8 +94,7 @@ def running_triton(
         )
         libraries = link_library(interpreter, directory)
         environment = server_environment(interpreter, libraries, vgpus, os.environ)
-        server = TritonServer(command, environment, sink)
-        stack.callback(server.stop)
+        server = stack.enter_context(_ending(TritonServer(command, environment, sink)))
         stop = stop or threading.Event()
         if not server.wait_until_ready(ready_timeout_s, on_progress or _log_progress, stop):
             raise ServingError("stopped before Triton was ready")
@@ -109,6 +108,18 @@ def running_triton(
             pid=server.pid,
             server=server,
         )
+
+
+@contextmanager
+def _ending(server: TritonServer) -> Iterator[TritonServer]:
+    """The server, stopped at the end; whoever interrupts does not wait for requests in flight."""
+    try:
+        yield server
+    except KeyboardInterrupt:
+        server.kill()
+        raise
+    finally:
+        server.stop()
 
 
 def _names_resources(repository: Path) -> bool:

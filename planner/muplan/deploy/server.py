@@ -135,8 +135,25 @@ class TritonServer:
         return False
 
     def stop(self) -> int:
-        """Let requests in flight finish, then end the process; returns its exit code."""
+        """Let requests in flight finish, then end the process; returns its exit code.
+
+        An exception meanwhile (a second signal) ends the process at once.
+        """
         self._process.terminate()
+        try:
+            self._wait_for_requests()
+        except BaseException:
+            self.kill()
+            raise
+        self._reader.join(timeout=2)
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """End the process at once, whatever is in flight."""
+        self._process.kill()
+        self._process.wait()
+
+    def _wait_for_requests(self) -> None:
         deadline = time.monotonic() + self._command.drain_s + _EXIT_S
         idle_since = math.inf
         while self.exit_code() is None:
@@ -148,8 +165,6 @@ class TritonServer:
             if now > deadline or now - idle_since > _EXIT_S:
                 self._process.kill()
             time.sleep(_POLL_S)
-        self._reader.join(timeout=2)
-        return self._process.wait()
 
     def ending(self) -> str:
         """How the process ended and its last error lines, as part of a sentence."""
