@@ -1,77 +1,88 @@
-"""Training rows: a prompt, the number of token pieces of its answer, and the side of the split it is on."""
+"""Training rows: a prompt, its past, the number of tokens of its answer, and its side of the split."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muplan.predictor.dataset import Exchange
 from muserve.errors import InputError
-from muserve.token_pieces import pieces
 
 SHORTEST_TOKENS = 2
 LONGEST_TOKENS = 1024
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PART_NAMES = ("train", "validation", "test")
 _SHARES = (0.7, 0.8)
-_SPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Parallel columns, one entry an exchange.
+    """Parallel columns, one entry an exchange (see ``Exchange`` for what they mean).
 
-    ``tokens``: answer length in token pieces; ``group``: rows with one group number share a side of
-    the split; ``part``: TRAIN, VALIDATION or TEST; ``first_round``: opens its conversation.
+    ``tokens``: answer length, at least that where ``censored``; ``group``: rows with one group number
+    share a side of the split; ``part``: TRAIN, VALIDATION or TEST; ``first_round``: opens its conversation.
     """
 
     prompts: tuple[str, ...]
     tokens: NDArray[np.float64]
+    censored: NDArray[np.bool_]
     group: NDArray[np.int64]
     part: NDArray[np.int64]
     first_round: NDArray[np.bool_]
+    round: NDArray[np.int64]
+    history: tuple[tuple[str, ...], ...]
+    history_answer_tokens: tuple[tuple[int, ...], ...]
+    served_model: tuple[str, ...]
 
     def where(self, keep: NDArray[np.bool_]) -> Rows:
         """The rows for which ``keep`` holds."""
+        places = np.flatnonzero(keep).tolist()
         return Rows(
-            prompts=tuple(self.prompts[row] for row in np.flatnonzero(keep)),
+            prompts=tuple(self.prompts[place] for place in places),
             tokens=self.tokens[keep],
+            censored=self.censored[keep],
             group=self.group[keep],
             part=self.part[keep],
             first_round=self.first_round[keep],
+            round=self.round[keep],
+            history=tuple(self.history[place] for place in places),
+            history_answer_tokens=tuple(self.history_answer_tokens[place] for place in places),
+            served_model=tuple(self.served_model[place] for place in places),
         )
 
 
 def make_rows(exchanges: Iterable[Exchange]) -> Rows:
-    """Label and split ``exchanges``: 70 % train, 10 % validation, 20 % test.
+    """Split ``exchanges``: 70 % train, 10 % validation, 20 % test.
 
     Conversations whose opening prompts agree (up to case and white space) form one group, and the
     MD5 of the group's smallest conversation id decides its side, so that no opening prompt of the
-    test side was seen in training. Answers outside SHORTEST_TOKENS..LONGEST_TOKENS are left out.
-    Raises InputError when a side of the split stays empty.
+    test side was seen in training. Answers outside SHORTEST_TOKENS..LONGEST_TOKENS and cut ones are
+    left out. Raises InputError when a side of the split stays empty.
     """
-    kept: list[tuple[str, str, bool, int]] = []
+    kept: list[Exchange] = []
     joined = _Groups()
     for exchange in exchanges:
-        tokens = len(pieces(exchange.answer))
-        if not SHORTEST_TOKENS <= tokens <= LONGEST_TOKENS:
-            continue
-        if exchange.first_round:
-            joined.join("id " + exchange.conversation, "prompt " + _normal(exchange.prompt))
-        kept.append((exchange.prompt, exchange.conversation, exchange.first_round, tokens))
-    names = [joined.name("id " + conversation) for _, conversation, _, _ in kept]
+        if exchange.opening:
+            joined.join("id " + exchange.conversation, "prompt " + exchange.opening)
+        if SHORTEST_TOKENS <= exchange.answer_tokens <= LONGEST_TOKENS and not exchange.censored:
+            kept.append(replace(exchange, answer=""))
+    names = [joined.name("id " + exchange.conversation) for exchange in kept]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     rows = Rows(
-        prompts=tuple(prompt for prompt, _, _, _ in kept),
-        tokens=np.array([tokens for _, _, _, tokens in kept], np.float64),
+        prompts=tuple(exchange.prompt for exchange in kept),
+        tokens=np.array([exchange.answer_tokens for exchange in kept], np.float64),
+        censored=np.array([exchange.censored for exchange in kept], np.bool_),
         group=np.array([numbers[name] for name in names], np.int64),
         part=np.array([_part(name) for name in names], np.int64),
-        first_round=np.array([first for _, _, first, _ in kept], np.bool_),
+        first_round=np.array([exchange.first_round for exchange in kept], np.bool_),
+        round=np.array([exchange.round for exchange in kept], np.int64),
+        history=tuple(exchange.history for exchange in kept),
+        history_answer_tokens=tuple(exchange.history_answer_tokens for exchange in kept),
+        served_model=tuple(exchange.served_model for exchange in kept),
     )
     for part, name in enumerate(PART_NAMES):
         if not (rows.first_round & (rows.part == part)).any():
@@ -80,10 +91,6 @@ def make_rows(exchanges: Iterable[Exchange]) -> Rows:
                 f"{SHORTEST_TOKENS} to {LONGEST_TOKENS} tokens are too few"
             )
     return rows
-
-
-def _normal(prompt: str) -> str:
-    return _SPACE.sub(" ", prompt).strip().lower()
 
 
 def _part(name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,9 +154,7 @@ def _shuffled(rows: Rows, seed: int) -> Rows:
     tokens = rows.tokens.copy()
     places = np.flatnonzero((rows.part == TRAIN) | (rows.part == VALIDATION))
     tokens[places] = np.random.default_rng(seed).permutation(tokens[places])
-    return Rows(
-        prompts=rows.prompts, tokens=tokens, group=rows.group, part=rows.part, first_round=rows.first_round
-    )
+    return replace(rows, tokens=tokens)
 
 
 def _require_libraries() -> None:
