@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from muplan.console import table_console
-from muplan.predictor.evaluation import ARRIVAL_CV, LOAD, REQUESTS, SEEDS
+from muplan.predictor.evaluation import ARRIVAL_CV, LOAD, REQUESTS
 from muplan.predictor.published import judge_published, read_published
 from muserve.errors import InputError
 
@@ -26,9 +27,7 @@ from muserve.errors import InputError
 def main() -> None:
     """Judge what was asked for, and print tables or, with --json, one document."""
     options = _options()
-    report: dict[str, Any] = {
-        "setup": {"load": LOAD, "arrival_cv": ARRIVAL_CV, "requests": REQUESTS, "seeds": SEEDS}
-    }
+    report: dict[str, Any] = {"setup": {"load": LOAD, "arrival_cv": ARRIVAL_CV, "requests": REQUESTS}}
     if options.published_rows is not None:
         report["published_rows"] = asdict(judge_published(read_published(options.published_rows)))
     if options.json:
@@ -47,9 +46,12 @@ def _published_table(figures: dict[str, Any]) -> Table:
     table.add_row("five-class accuracy", f"{figures['class_accuracy']:.3f}")
     for name in ("kendall_tau", "spearman", "gini"):
         table.add_row(name.replace("_", " "), f"{by_class[name]:.3f}")
-    captured, spread = by_class["captured"], by_class["captured_spread"]
-    table.add_row("captured share, mean and deviation over seeds", f"{captured:.3f} ± {spread:.3f}")
-    table.add_row("captured share of five perfect classes", f"{figures['perfect_classes_captured']:.3f}")
+    for name, shares in (
+        ("captured share", figures["captured"]),
+        ("captured share of five perfect classes", figures["perfect_classes_captured"]),
+    ):
+        spread = f"{statistics.mean(shares):.3f} ± {statistics.stdev(shares):.3f}"
+        table.add_row(f"{name}, mean and deviation over {len(shares)} seeds", spread)
     return table
 
 

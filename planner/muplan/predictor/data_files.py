@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import importlib
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +26,7 @@ def read_objects(
     path: Path,
     on_progress: ProgressReport | None = None,
     on_skip: Callable[[str], None] = lambda reason: None,
-) -> Iterator[object]:
+) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON file or the rows of a Parquet file one by one, in constant memory.
 
     ``on_skip`` is told why, once for each damaged object or line that is left out.
@@ -42,7 +43,7 @@ def read_objects(
                 yield from _parquet_rows(path, total, on_progress)
             else:
                 yield from objects(_chunks(file, magic, total, on_progress), str(path), on_skip)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -55,12 +56,14 @@ def _chunks(file: IO[bytes], magic: bytes, total: int, on_progress: ProgressRepo
         yield decoder.decode(data)
 
 
-def _parquet_rows(path: Path, total: int, on_progress: ProgressReport | None) -> Iterator[object]:
+def _parquet_rows(path: Path, total: int, on_progress: ProgressReport | None) -> Iterator[dict[str, Any]]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
         refusal = importlib.import_module("pyarrow").ArrowException
-    except ModuleNotFoundError as error:
-        raise InputError(f'{path}: reading Parquet needs pyarrow: pip install "muserve[parquet]"') from error
+    except ImportError as error:  # missing, or built for another NumPy
+        raise InputError(
+            f'{path}: reading Parquet needs pyarrow: pip install "muserve[parquet]" ({error})'
+        ) from error
     try:
         with parquet.ParquetFile(path) as table:
             columns = [name for name in table.schema_arrow.names if name in _CHAT_COLUMNS]

@@ -80,7 +80,7 @@ def read_exchanges(
     with ExitStack() as stack:
         file = _sharegpt(stack) if path is None else path
         for value in read_objects(file, on_progress, lambda reason: skipped.update([reason])):
-            if isinstance(value, dict) and value.get("format") == PREPARED_FORMAT:
+            if value.get("format") == PREPARED_FORMAT:
                 raise InputError(f"{name}: is prepared data, expected chat data with its answers")
             recorded = recognise(value)
             if recorded is None:

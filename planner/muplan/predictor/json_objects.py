@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from muserve.errors import InputError
 
@@ -19,8 +20,8 @@ _LONGEST_CUT_CHARS = 16
 
 def objects(
     chunks: Iterable[str], name: str, on_skip: Callable[[str], None] = lambda reason: None
-) -> Iterator[object]:
-    """Yield the containers in the text that ``chunks`` make up; ``name`` is the file's, for messages.
+) -> Iterator[dict[str, Any]]:
+    """Yield the objects in the text that ``chunks`` make up; ``name`` is the file's, for messages.
 
     ``on_skip`` is told why, once for each thing that is left out.
 
@@ -42,8 +43,8 @@ def objects(
                 line_end = buffer.find("\n", error.pos)
                 position = line_end if line_end >= 0 else len(buffer)
                 continue
-            # A bare number could go on in the next chunk; a container knows where it ends.
-            if isinstance(value, dict | list):
+            # A bare number could go on in the next chunk; an object knows where it ends.
+            if isinstance(value, dict):
                 yield value
             position = end
         buffer = buffer[position:]

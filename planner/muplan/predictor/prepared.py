@@ -71,6 +71,8 @@ def write_prepared(path: Path, exchanges: Iterable[Exchange], preparation: Prepa
         file.write(_line({"format": PREPARED_FORMAT, "version": VERSION, **asdict(preparation)}))
         for exchange in exchanges:
             cleaned, complaint = preparation.cleaning.apply(exchange)
+            if preparation.models and exchange.served_model not in preparation.models:
+                complaint = "answered by another LLM"
             if complaint is not None:
                 dropped[complaint] += 1
                 continue
@@ -80,14 +82,15 @@ def write_prepared(path: Path, exchanges: Iterable[Exchange], preparation: Prepa
             fields = {name: getattr(cleaned, name) for name in _KINDS}
             file.write(_line({**fields, "history": history}))
         if not kept:
-            raise InputError(f"{path}: not written, no answer is left: {dict(dropped)}")
+            reasons = ", ".join(f"{number} ({reason})" for reason, number in dropped.items())
+            raise InputError(f"{path}: not written, no answer is left; dropped: {reasons or 'none'}")
     return Summary(read=kept + dropped.total(), kept=kept, censored=censored, dropped=dict(dropped))
 
 
 def read_preparation(path: Path) -> Preparation | None:
     """The header of a prepared file, None if ``path`` is not one. Raises InputError for another version."""
     header = next(iter(read_objects(path)), None)
-    if not isinstance(header, dict) or header.get("format") != PREPARED_FORMAT:
+    if header is None or header.get("format") != PREPARED_FORMAT:
         return None
     if header.get("version") != VERSION:
         raise InputError(
@@ -112,9 +115,7 @@ def read_prepared(path: Path, on_progress: ProgressReport | None = None) -> Iter
             yield _exchange(value, f"{path}: example {number - 1}")
 
 
-def _exchange(value: object, name: str) -> Exchange:
-    if not isinstance(value, dict):
-        raise InputError(f"{name}: expected an object, prepare the file again")
+def _exchange(value: Mapping[str, Any], name: str) -> Exchange:
     for key, kind in _KINDS.items():
         # bool is an int to isinstance, so that kinds are compared.
         if type(value.get(key)) is not kind:

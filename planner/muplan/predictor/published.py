@@ -20,6 +20,8 @@ FILE = "vicuna13b_multiclass_predictions.csv"
 CLASS_EDGES = (42.0, 141.0, 294.0, 503.0)
 """First lengths of classes 1 to 4: the 25th, 50th, 75th and 99th percentile of their training data."""
 
+SEEDS = tuple(range(1, 13))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedRows:
@@ -33,13 +35,14 @@ class PublishedRows:
 class PublishedQuality:
     """``by_class``: each request ordered by the mean length of its predicted class.
 
-    ``class_accuracy`` is the share of right classes; ``perfect_classes_captured`` what five classes
-    without an error would capture.
+    ``class_accuracy`` is the share of right classes; ``captured`` has the captured share of each of SEEDS,
+    ``perfect_classes_captured`` that of five classes without an error.
     """
 
     class_accuracy: float
     by_class: Quality
-    perfect_classes_captured: float
+    captured: tuple[float, ...]
+    perfect_classes_captured: tuple[float, ...]
 
 
 def read_published(directory: Path) -> PublishedRows:
@@ -73,9 +76,10 @@ def judge_published(rows: PublishedRows) -> PublishedQuality:
             for c in range(len(edges) + 1)
         ]
     )
-    by_class = judge(rows.tokens, means[rows.predicted_class], edges, median=float(edges[1]))
+    expected = means[rows.predicted_class]
     return PublishedQuality(
         class_accuracy=float((true_class == rows.predicted_class).mean()),
-        by_class=by_class,
-        perfect_classes_captured=float(captured_shares(rows.tokens, means[true_class]).mean()),
+        by_class=judge(rows.tokens, expected, edges, median=float(edges[1])),
+        captured=tuple(captured_shares(rows.tokens, expected, SEEDS).tolist()),
+        perfect_classes_captured=tuple(captured_shares(rows.tokens, means[true_class], SEEDS).tolist()),
     )
