@@ -79,7 +79,7 @@ def judge_published(rows: PublishedRows) -> PublishedQuality:
     expected = means[rows.predicted_class]
     return PublishedQuality(
         class_accuracy=float((true_class == rows.predicted_class).mean()),
-        by_class=judge(rows.tokens, expected, edges, median=float(edges[1])),
+        by_class=judge(rows.tokens, expected, edges),
         captured=tuple(captured_shares(rows.tokens, expected, SEEDS).tolist()),
         perfect_classes_captured=tuple(captured_shares(rows.tokens, means[true_class], SEEDS).tolist()),
     )

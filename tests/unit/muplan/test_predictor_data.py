@@ -473,7 +473,7 @@ def test_evaluate_takes_raw_and_prepared_data_alike(tmp_path: Path) -> None:
     for name in ("chats.jsonl", "prepared.gz"):
         words = ["evaluate", "--data", str(tmp_path / name), "--json"]
         result = CliRunner().invoke(command, words, catch_exceptions=False)
-        figures.append(json.loads(result.stdout)["first_round"])
+        figures.append(json.loads(result.stdout)["single"])
     assert figures[0] == figures[1]
 
 
