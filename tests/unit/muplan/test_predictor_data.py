@@ -8,7 +8,6 @@ import random
 import re
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -118,6 +117,7 @@ def test_a_later_piece_starts_with_what_it_has_and_its_number_means_nothing() ->
     assert (found.history, found.history_answer_tokens, found.round) == (("", "end of it"), (3,), 1)
     assert (found.conversation, found.opening, found.first_round) == ("abc", "", False)
     assert exchanges({"id": "abc_17", **piece}) == [found]
+    assert [e.first_round for e in exchanges(chat("a", "b", id="abc_1"))] == [False]
 
 
 @pytest.mark.parametrize(
@@ -518,32 +518,47 @@ def test_damaged_and_foreign_prepared_files_are_one_sentence(tmp_path: Path) -> 
 
 # Split and leaks
 
-NAMES = st.sampled_from(("a", "b", "c", "d", "e", "f"))
-OPENINGS = st.sampled_from(("Hi", " hi ", "HI", "Name a river", "name  a river", "Why?"))
+NAMES = st.integers(0, 30).map("c{}".format)
+OPENINGS = ("Hi", " hi ", "HI", "Name a river", "name  a river", "Why?")
+FILLERS = [e for n in range(150) for e in exchanges(chat(f"filler {n}", "so it is", id=f"filler{n}_0"))]
+"""Conversations enough that no side stays empty."""
 
 
-@given(st.lists(st.tuples(NAMES, st.integers(0, 2), OPENINGS, st.booleans()), min_size=1, max_size=30))
+@given(
+    openings=st.dictionaries(NAMES, st.sampled_from(OPENINGS), min_size=2, max_size=12),
+    dropped=st.sets(NAMES),
+    later=st.lists(st.tuples(NAMES, st.sampled_from(OPENINGS)), max_size=6),
+)
 def test_no_conversation_and_no_opening_prompt_is_on_two_sides(
-    chats: list[tuple[str, int, str, bool]],
+    openings: dict[str, str], dropped: set[str], later: list[tuple[str, str]]
 ) -> None:
-    def everything() -> Iterator[Exchange]:
-        for n in range(200):  # so that no side stays empty
-            yield from exchanges(chat(f"filler {n}", "so it is", id=f"filler{n}_0"))
-        for name, piece, opening, dropped in chats:
-            # The opening exchange itself may be dropped, its later rounds still belong to its group.
-            answer = "" if dropped else "an answer"
-            yield from exchanges(chat(opening, answer, f"q {name}", "more of it", id=f"{name}_{piece}"))
-
-    given_ = [(name, opening) for name, piece, opening, _ in chats if piece == 0]
-    rows = make_rows(everything())
+    found = list(FILLERS)
+    for name, opening in openings.items():
+        # Where the opening exchange itself is dropped, its later rounds still belong to its group.
+        answer = "" if name in dropped else "an answer"
+        found += exchanges(chat(opening, answer, f"q {name}", "more of it", id=f"{name}_0"))
+    for piece, (name, prompt) in enumerate(later, 1):
+        # A later piece that begins like another conversation opens is not that conversation.
+        found += exchanges(chat(prompt, "an answer", f"q {name}", "more of it", id=f"{name}_{piece}"))
+    rows = make_rows(found)
     sides: dict[str, set[int]] = {}
-    for row, (prompt, part) in enumerate(zip(rows.prompts, rows.part.tolist(), strict=True)):
+    for prompt, part in zip(rows.prompts, rows.part.tolist(), strict=True):
         if prompt.startswith("q "):
-            sides.setdefault("name " + prompt[2:], set()).add(part)
-            if rows.history[row] and any(n == prompt[2:] for n, _ in given_):
-                for _, opening in (pair for pair in given_ if pair[0] == prompt[2:]):
-                    sides.setdefault("opening " + " ".join(opening.lower().split()), set()).add(part)
+            name = prompt.removeprefix("q ")
+            sides.setdefault(f"conversation {name}", set()).add(part)
+            if name in openings:
+                normal = " ".join(openings[name].lower().split())
+                sides.setdefault(f"opening {normal}", set()).add(part)
     assert all(len(side) == 1 for side in sides.values()), sides
+
+
+def test_the_split_keeps_its_shares_and_joins_no_more_than_it_must() -> None:
+    found = [e for n in range(3000) for e in exchanges(chat("go on", "an answer", id=f"c{n}_1"))]
+    found += [e for n in range(3000) for e in exchanges(chat(f"filler {n}", "so it is", id=f"d{n}_0"))]
+    rows = make_rows(found)
+    assert len(np.unique(rows.group)) == 6000
+    shares = [float((rows.part == part).mean()) for part in range(3)]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.025)
 
 
 TEXTS = st.text("abc .\n", max_size=12)
