@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from muplan.predictor.censoring import expected_tokens
 from muplan.predictor.cleaning import DEFAULT_CLEANING, DEFAULT_LONGEST_TOKENS, Cleaning
 from muplan.predictor.data_files import ProgressReport
 from muplan.predictor.dataset import Exchange, read_exchanges
@@ -27,8 +28,10 @@ _SHARES = (0.7, 0.8)
 class Rows:
     """Parallel columns, one entry an exchange (see ``Exchange`` for what they mean).
 
-    ``tokens``: answer length, at least that where ``censored``; ``group``: rows with one group number
-    share a side of the split; ``part``: TRAIN, VALIDATION or TEST; ``first_round``: opens its conversation.
+    ``tokens``: answer length; where ``censored`` the expected one on the train and validation sides, the
+    one seen on the test side, which is what the request took when it was served. ``group``: rows with one
+    group number share a side of the split; ``part``: TRAIN, VALIDATION or TEST; ``first_round``: opens its
+    conversation.
     ``preparation``: how they were labelled and cleaned.
     """
 
@@ -92,20 +95,23 @@ def make_rows(exchanges: Iterable[Exchange], cleaning: Cleaning = DEFAULT_CLEANI
             kept.append(replace(cleaned, answer=""))
     names = [joined.name("id " + exchange.conversation) for exchange in kept]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    tokens = np.array([exchange.answer_tokens for exchange in kept], np.float64)
+    censored = np.array([exchange.censored for exchange in kept], np.bool_)
+    part = np.array([_part(name) for name in names], np.int64)
     rows = Rows(
         prompts=tuple(exchange.prompt for exchange in kept),
-        tokens=np.array([exchange.answer_tokens for exchange in kept], np.float64),
-        censored=np.array([exchange.censored for exchange in kept], np.bool_),
+        tokens=np.where(part == TEST, tokens, expected_tokens(tokens, censored, part == TRAIN)),
+        censored=censored,
         group=np.array([numbers[name] for name in names], np.int64),
-        part=np.array([_part(name) for name in names], np.int64),
+        part=part,
         first_round=np.array([exchange.first_round for exchange in kept], np.bool_),
         round=np.array([exchange.round for exchange in kept], np.int64),
         history=tuple(exchange.history for exchange in kept),
         history_answer_tokens=tuple(exchange.history_answer_tokens for exchange in kept),
         served_model=tuple(exchange.served_model for exchange in kept),
     )
-    for part, name in enumerate(PART_NAMES):
-        if not (rows.first_round & (rows.part == part)).any():
+    for side, name in enumerate(PART_NAMES):
+        if not (rows.first_round & (rows.part == side)).any():
             raise InputError(
                 f"the data leave no opening prompt for the {name} side: {len(kept)} usable answers of "
                 f"{cleaning.kept_answers} are too few"

@@ -8,7 +8,6 @@ import random
 import re
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muplan.commands.predictor import command
+from muplan.predictor.censoring import expected_tokens
 from muplan.predictor.chat_formats import recognise
 from muplan.predictor.cleaning import CLEANINGS
 from muplan.predictor.dataset import Exchange, exchanges_of, read_exchanges
@@ -28,7 +28,7 @@ from muplan.predictor.json_objects import objects
 from muplan.predictor.labels import load_token_counter
 from muplan.predictor.prepared import Preparation, read_preparation, read_prepared, write_prepared
 from muplan.predictor.published import CLASS_EDGES, FILE, PublishedRows, judge_published, read_published
-from muplan.predictor.rows import Rows, make_rows, read_rows
+from muplan.predictor.rows import TEST, Rows, make_rows, read_rows
 from muserve.errors import InputError
 from muserve.history_text import bounded_history
 from muserve.token_pieces import pieces
@@ -118,6 +118,7 @@ def test_a_later_piece_starts_with_what_it_has_and_its_number_means_nothing() ->
     assert (found.history, found.history_answer_tokens, found.round) == (("", "end of it"), (3,), 1)
     assert (found.conversation, found.opening, found.first_round) == ("abc", "", False)
     assert exchanges({"id": "abc_17", **piece}) == [found]
+    assert [e.first_round for e in exchanges(chat("a", "b", id="abc_1"))] == [False]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def _peak_bytes(source: Path, output: Path) -> int:
 @pytest.mark.parametrize("one_array", [False, True])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, one_array: bool) -> None:
     peaks = []
-    for megabytes in (4, 16):
+    for megabytes in (3, 10):
         line = json.dumps(chat(*["word " * 2000, "=" * 3000] * 2)) + (",\n" if one_array else "\n")
         source = tmp_path / f"{megabytes}"
         with source.open("w", encoding="utf-8") as file:
@@ -393,6 +394,52 @@ def test_a_kept_label_obeys_its_rule(tokens: int, cut: bool, limit: int | None, 
     assert found.censored == (cut or (limit is not None and tokens >= limit))
     right = tokens >= 2 and (rule.longest_tokens is None or tokens <= rule.longest_tokens)
     assert (complaint is None) == (right and (rule.keeps_cut or not found.censored))
+
+
+def test_expected_lengths_undo_the_bias_of_cut_answers() -> None:
+    random_ = np.random.default_rng(2)
+    true = np.ceil(random_.gamma(2.0, 120.0, 20_000))
+    limit = random_.choice([100.0, 300.0, 5000.0], len(true))
+    seen, cut = np.minimum(true, limit), true > limit
+    completed = expected_tokens(seen, cut, np.ones(len(true), np.bool_))
+    assert seen.mean() < 0.75 * true.mean()
+    assert completed.mean() == pytest.approx(true.mean(), rel=0.02)
+    for at in (100.0, 300.0):
+        chosen = cut & (limit == at)
+        assert completed[chosen].mean() == pytest.approx(true[chosen].mean(), rel=0.04)
+
+
+def test_expected_lengths_by_hand() -> None:
+    tokens, cut = np.array([10.0, 20.0, 20.0, 40.0, 15.0, 50.0]), np.array([0, 1, 0, 0, 1, 1], np.bool_)
+    known = np.array([1, 1, 1, 1, 0, 0], np.bool_)
+    # Longer than 10: 3/4; than 20: 3/4 * 2/3 = 1/2; than 40: 0.
+    expected = [10.0, 40.0, 20.0, 40.0, 15.0 + (5.0 * 0.75 + 20.0 * 0.5) / 0.75, 50.0]
+    assert expected_tokens(tokens, cut, known) == pytest.approx(expected)
+    assert expected_tokens(tokens, cut, np.zeros(6, np.bool_)).tolist() == tokens.tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.booleans(), st.booleans()), max_size=40))
+def test_expected_lengths_never_shrink_and_leave_known_ones_alone(rows: list[tuple[int, bool, bool]]) -> None:
+    columns = np.array(rows, np.float64).reshape(-1, 3).T
+    tokens, cut, known = columns[0], columns[1] > 0, columns[2] > 0
+    completed = expected_tokens(tokens, cut, known)
+    assert (completed >= tokens).all()
+    assert (completed[~cut] == tokens[~cut]).all()
+    longest = tokens[known].max(initial=0.0)
+    assert (completed[cut] <= np.maximum(tokens[cut], longest) + 1e-6).all()
+
+
+def test_only_the_sides_that_teach_get_expected_lengths(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [
+        {"prompt": f"p{n}", "output_tokens": 50 + n % 7, "finish_reason": ("stop", "length")[n % 2]}
+        for n in range(400)
+    ]
+    prepare(written(tmp_path / "log.jsonl", lines), "-o", tmp_path / "out", "--clean", "censored")
+    rows = read_rows(tmp_path / "out")
+    seen = np.array([50 + int(prompt[1:]) % 7 for prompt in rows.prompts])
+    more = rows.tokens > seen
+    assert not more[(rows.part == TEST) | ~rows.censored].any()
+    assert more[(rows.part != TEST) & rows.censored & (seen < 56)].all()
 
 
 def test_a_limit_and_a_model_can_be_told(tmp_path: Path) -> None:
@@ -518,32 +565,47 @@ def test_damaged_and_foreign_prepared_files_are_one_sentence(tmp_path: Path) -> 
 
 # Split and leaks
 
-NAMES = st.sampled_from(("a", "b", "c", "d", "e", "f"))
-OPENINGS = st.sampled_from(("Hi", " hi ", "HI", "Name a river", "name  a river", "Why?"))
+NAMES = st.integers(0, 30).map("c{}".format)
+OPENINGS = ("Hi", " hi ", "HI", "Name a river", "name  a river", "Why?")
+FILLERS = [e for n in range(150) for e in exchanges(chat(f"filler {n}", "so it is", id=f"filler{n}_0"))]
+"""Conversations enough that no side stays empty."""
 
 
-@given(st.lists(st.tuples(NAMES, st.integers(0, 2), OPENINGS, st.booleans()), min_size=1, max_size=30))
+@given(
+    openings=st.dictionaries(NAMES, st.sampled_from(OPENINGS), min_size=2, max_size=12),
+    dropped=st.sets(NAMES),
+    later=st.lists(st.tuples(NAMES, st.sampled_from(OPENINGS)), max_size=6),
+)
 def test_no_conversation_and_no_opening_prompt_is_on_two_sides(
-    chats: list[tuple[str, int, str, bool]],
+    openings: dict[str, str], dropped: set[str], later: list[tuple[str, str]]
 ) -> None:
-    def everything() -> Iterator[Exchange]:
-        for n in range(200):  # so that no side stays empty
-            yield from exchanges(chat(f"filler {n}", "so it is", id=f"filler{n}_0"))
-        for name, piece, opening, dropped in chats:
-            # The opening exchange itself may be dropped, its later rounds still belong to its group.
-            answer = "" if dropped else "an answer"
-            yield from exchanges(chat(opening, answer, f"q {name}", "more of it", id=f"{name}_{piece}"))
-
-    given_ = [(name, opening) for name, piece, opening, _ in chats if piece == 0]
-    rows = make_rows(everything())
+    found = list(FILLERS)
+    for name, opening in openings.items():
+        # Where the opening exchange itself is dropped, its later rounds still belong to its group.
+        answer = "" if name in dropped else "an answer"
+        found += exchanges(chat(opening, answer, f"q {name}", "more of it", id=f"{name}_0"))
+    for piece, (name, prompt) in enumerate(later, 1):
+        # A later piece that begins like another conversation opens is not that conversation.
+        found += exchanges(chat(prompt, "an answer", f"q {name}", "more of it", id=f"{name}_{piece}"))
+    rows = make_rows(found)
     sides: dict[str, set[int]] = {}
-    for row, (prompt, part) in enumerate(zip(rows.prompts, rows.part.tolist(), strict=True)):
+    for prompt, part in zip(rows.prompts, rows.part.tolist(), strict=True):
         if prompt.startswith("q "):
-            sides.setdefault("name " + prompt[2:], set()).add(part)
-            if rows.history[row] and any(n == prompt[2:] for n, _ in given_):
-                for _, opening in (pair for pair in given_ if pair[0] == prompt[2:]):
-                    sides.setdefault("opening " + " ".join(opening.lower().split()), set()).add(part)
+            name = prompt.removeprefix("q ")
+            sides.setdefault(f"conversation {name}", set()).add(part)
+            if name in openings:
+                normal = " ".join(openings[name].lower().split())
+                sides.setdefault(f"opening {normal}", set()).add(part)
     assert all(len(side) == 1 for side in sides.values()), sides
+
+
+def test_the_split_keeps_its_shares_and_joins_no_more_than_it_must() -> None:
+    found = [e for n in range(3000) for e in exchanges(chat("go on", "an answer", id=f"c{n}_1"))]
+    found += [e for n in range(3000) for e in exchanges(chat(f"filler {n}", "so it is", id=f"d{n}_0"))]
+    rows = make_rows(found)
+    assert len(np.unique(rows.group)) == 6000
+    shares = [float((rows.part == part).mean()) for part in range(3)]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.025)
 
 
 TEXTS = st.text("abc .\n", max_size=12)
