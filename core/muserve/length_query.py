@@ -20,12 +20,12 @@ class LengthQuery:
 
     ``history`` has the turns before as ``muserve.history_text.bounded_chars`` cuts them, prompt and answer
     alternating, oldest first. ``history_answer_tokens`` has the lengths of the last REMEMBERED_ANSWERS
-    answers, oldest first. ``served_model`` is to answer ("": unknown).
+    answers in token pieces, oldest first. ``served_model`` is to answer ("": unknown).
     """
 
     prompt: str
     history: tuple[str, ...] = ()
-    history_answer_tokens: tuple[int, ...] = ()
+    history_answer_tokens: tuple[float, ...] = ()
     served_model: str = ""
 
 

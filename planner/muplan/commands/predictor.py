@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from muplan.commands.predictor_prepare import prepare
+from muplan.console import table_console
 from muserve.errors import InputError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def compare(data: Path | None, formulations: tuple[str, ...], seeds: int, as_jso
         for name, sides in figures.items():
             cells = (_mean_and_spread(key, sides[side][key]) for key in _COMPARED)
             table.add_row(name, *cells)
-        Console(width=max(Console().width, _COMPARISON_COLUMNS)).print(table)
+        table_console(_COMPARISON_COLUMNS).print(table)
     for name, sides in figures.items():
         if "intransitive_share" in sides["multi"]:
             share = sides["multi"]["intransitive_share"]["mean"]
@@ -268,4 +269,4 @@ def _print(figures: dict[str, Any], as_json: bool, title: str) -> None:
     for name, value in figures["latency"].items():
         table.add_row(f"latency {name}", f"{value:.3f}", "")
     table.add_row("size_bytes", f"{figures['size_bytes']:,}", "")
-    Console().print(table)
+    table_console().print(table)

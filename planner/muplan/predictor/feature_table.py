@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from muplan.predictor.rows import TRAIN, Rows
 from muplan.predictor.word_model import fit_text_score
 from muserve.feature_groups import FeatureGroup, HistoryFeatures, PromptFeatures, ServedModels
-from muserve.length_query import LengthQuery
+from muserve.length_query import LengthQuery, count_tokens
+
+_WHOLE_CHARS = 600
+"""Shorter than what any cut of a history leaves of its last answer."""
+_COUNTED_PIECES = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +44,37 @@ class FeatureTable:
 
 
 def queries(rows: Rows) -> list[LengthQuery]:
-    """What serving would know of each row when its answer is asked for."""
+    """What serving would know of each row when its answer is asked for.
+
+    Serving counts earlier answers in token pieces: counts of another tokenizer are brought to that unit.
+    """
+    ratio = tokens_per_piece(rows)
     columns = zip(rows.prompts, rows.history, rows.history_answer_tokens, rows.served_model, strict=True)
     return [
-        LengthQuery(prompt=prompt, history=history, history_answer_tokens=tokens, served_model=model)
-        for prompt, history, tokens, model in columns
+        LengthQuery(
+            prompt=prompt,
+            history=history,
+            history_answer_tokens=tuple(count / ratio for count in counts),
+            served_model=model,
+        )
+        for prompt, history, counts, model in columns
     ]
+
+
+def tokens_per_piece(rows: Rows) -> float:
+    """How many tokens the rows' tokenizer makes of one token piece, from earlier answers that are whole.
+
+    1 when no row has one.
+    """
+    tokens = found = 0
+    for history, counts in zip(rows.history, rows.history_answer_tokens, strict=True):
+        if not (history and counts and len(history[-1]) <= _WHOLE_CHARS):
+            continue
+        tokens += counts[-1]
+        found += count_tokens(history[-1])
+        if found >= _COUNTED_PIECES:
+            break
+    return tokens / found if tokens and found else 1.0
 
 
 def build_feature_table(rows: Rows, on_progress: Callable[[str], None]) -> FeatureTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from muplan.commands.predictor import _FORMULATION_NAMES, command
 from muplan.predictor.comparison import BASELINES, compare
 from muplan.predictor.evaluation import judge, normalised_gini
-from muplan.predictor.feature_table import FeatureTable, build_feature_table
+from muplan.predictor.feature_table import FeatureTable, build_feature_table, queries, tokens_per_piece
 from muplan.predictor.formulations import (
     FORMULATIONS,
     Fitted,
@@ -30,7 +31,7 @@ from muplan.predictor.trees_onnx import trees_to_onnx
 from muserve.errors import InputError
 from muserve.feature_groups import ServedModels
 from muserve.length_model import LengthModel
-from muserve.length_query import LengthQuery
+from muserve.length_query import LengthQuery, count_tokens
 
 SERVABLE = tuple(name for name in FORMULATIONS if name != "pairwise")
 
@@ -156,6 +157,16 @@ def test_one_predictor_for_two_llms_that_differ_in_length() -> None:
     assert (lengthy > 2 * brief).all()
     assert np.isfinite(unknown).all()
     assert model.predict(asked[0], "lengthy-70b") == pytest.approx(lengthy[0])
+
+
+def test_another_tokenizers_counts_of_earlier_answers_become_pieces() -> None:
+    rows = chats(("only-one",), 300)
+    said = tuple(history[-1] if history else "" for history in rows.history)
+    pieces = tuple((count_tokens(answer),) if answer else () for answer in said)
+    doubled = replace(rows, history_answer_tokens=tuple(tuple(2 * n for n in counts) for counts in pieces))
+    assert tokens_per_piece(doubled) == 2.0
+    assert [query.history_answer_tokens for query in queries(doubled)] == list(pieces)
+    assert tokens_per_piece(replace(doubled, history=((),) * 300)) == 1.0
 
 
 def test_a_single_served_model_is_no_feature() -> None:
