@@ -17,7 +17,6 @@ from muplan.predictor.dataset import Exchange, read_exchanges
 from muplan.predictor.prepared import AS_READ, Preparation, read_preparation, read_prepared
 from muserve.errors import InputError
 
-SHORTEST_TOKENS = DEFAULT_CLEANING.shortest_tokens
 LONGEST_TOKENS = DEFAULT_LONGEST_TOKENS
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PART_NAMES = ("train", "validation", "test")
