@@ -525,15 +525,7 @@ def test_evaluate_takes_raw_and_prepared_data_alike(tmp_path: Path) -> None:
 
 
 def test_the_card_of_a_predictor_says_how_its_data_were_prepared(tmp_path: Path) -> None:
-    lines = [
-        {
-            "prompt": f"Write on {WORDS[n % 6]}",
-            "output_tokens": 3 + n % 90,
-            "model": "m",
-            "conversation_id": n,
-        }
-        for n in range(600)
-    ]
+    lines = [{"prompt": f"{n} lines on {WORDS[n % 6]}", "output_tokens": 3 + n % 90} for n in range(600)]
     data = written(tmp_path / "log.jsonl", lines)
     prepare(data, "-o", tmp_path / "out", "--clean", "censored", "--max-tokens", 80)
     words = ["train", "--data", str(tmp_path / "out"), "-o", str(tmp_path / "predictor")]
