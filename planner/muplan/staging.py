@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from muplan.architecture.generative import GenerativeModel
 from muplan.deployment_choices import rounded_law, with_replica_counts, with_shardings
+from muplan.memory_check import check_memory
 from muplan.partition import DEFAULT_WEIGHTS, CutWeights, choose_cuts, cut_plans
 from muplan.profile import profiled
 from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefill_costs, prefill_law
@@ -24,7 +25,7 @@ from muplan.stage_memory import CONTEXT_BYTES, MemoryLimit, memory_bytes, stage_
 from muplan.workload import Demand, Stage
 from muserve.errors import InputError
 from muserve.gpu.parts import Part
-from muserve.plan import CutPlan, ModelKind, Phase, TimeLaw
+from muserve.plan import CutPlan, Phase, TimeLaw
 
 if TYPE_CHECKING:
     import onnx
@@ -113,8 +114,14 @@ def stage_model(
     demand = with_replica_counts(spec, demand)
     if tensor_parallel and source.llm is not None and source.profile is None:
         demand = with_shardings(spec, source.llm, demand, parts, link_gbs, CONTEXT_BYTES)
-    for stage in demand.stages:
-        _check_memory(spec, stage, parts)
+    check_memory(
+        spec,
+        demand,
+        parts,
+        source.llm,
+        longest=longest_request(spec, source.llm) if source.llm else 0,
+        tensor_parallel=tensor_parallel,
+    )
     demand = _with_slo(spec, demand, parts)
     return StagedModel(
         spec=spec,
@@ -313,14 +320,3 @@ def _profiled(
     return tuple(
         replace(p, stage=stage) for p, stage in zip(partitions, stages, strict=True)
     ), profiled_growth
-
-
-def _check_memory(spec: ModelSpec, stage: Stage, parts: Mapping[str, Part]) -> None:
-    largest = max(parts.values(), key=lambda part: part.memory_bytes)
-    if stage.memory_bytes <= largest.memory_bytes:
-        return
-    advice = "fewer slots or a larger GPU" if spec.kind is ModelKind.GENERATIVE else "more partitions"
-    raise InputError(
-        f"{stage.name} needs {stage.memory_bytes / 1e9:.1f} GB on one GPU and the "
-        f"largest here, {largest.name}, has {largest.memory_bytes / 1e9:.1f} GB: expected {advice}"
-    )

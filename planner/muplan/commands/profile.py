@@ -13,8 +13,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from muplan.commands.interruption import interruptible
 from muplan.console import table_console
+from muplan.interruption import interruptible, uninterrupted
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part, read_part
 
@@ -135,7 +135,7 @@ def command(
                 bench = open_bench(part, device, clocks, pieces)
             profile = _measured(source, works, bench, output)
     else:
-        with _progress() as progress:
+        with interruptible("no profile was written"), _progress() as progress:
             task = progress.add_task("profiling", total=None)
             profile = modelled_profile(
                 source,
@@ -216,8 +216,10 @@ def _write(file: Path, profile: Profile) -> None:
     """Write ``profile`` to ``file``, all or nothing."""
     from muplan.profile.profile_file import profile_bytes
 
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(profile_bytes(profile))
-    os.chmod(name, 0o644)
-    os.replace(name, file)
+    content = profile_bytes(profile)
+    with uninterrupted():
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, file)

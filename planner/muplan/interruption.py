@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import click
 
-_EXIT_CODE = 130
+from muserve.cli import INTERRUPTED
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -25,7 +28,24 @@ def interruptible(message: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         click.echo(f"interrupted: {message}", err=True)
-        sys.exit(_EXIT_CODE)
+        sys.exit(INTERRUPTED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore the same signals for a short last step that must not be left half done: they come too late.
+
+    Python delivers signals to the main thread alone, any other is uninterrupted anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
