@@ -361,6 +361,11 @@ class TestRefused:
                 "llm_engine needs 149.1 GB on one GPU and the largest here, V100-16GB, has 16.9 GB: expected "
                 "a larger GPU such as H200",
             ),
+            (
+                llm(engine={"tensor_parallel": 2}),
+                "engine.tensor_parallel: engines of target embedded work on one GPU: expected 1 or target ngc, "
+                "got 2",
+            ),
             (llm(tokens={"prompt": 2000, "output": 2000}), "tokens: expected prompt and output of at most"),
             (llm(engine={"max_model_len": 4000}), "engine.max_model_len: expected at most the model's 2048"),
             (llm(engine={"max_model_len": 400}), "tokens: expected prompt and output of at most 400 tokens"),
