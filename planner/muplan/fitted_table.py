@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -24,14 +24,12 @@ class FittedTable(Table):
         _, right, _, left = self.padding
         frame = len(ranges) * (left + right + 1) + 1 if self.box else len(ranges) * (left + right)
         room = options.max_width - frame
-        spare = room - sum(needed.minimum for needed in ranges)
-        if spare < 0:
+        if sum(needed.minimum for needed in ranges) > room:
             yield from self._paragraphs(console)
             return
-        wanted = sum(needed.maximum - needed.minimum for needed in ranges)
         shown = copy(self)
-        if wanted > spare:
-            widths = [n.minimum + spare * (n.maximum - n.minimum) // wanted for n in ranges]
+        if sum(needed.maximum for needed in ranges) > room:
+            widths = _narrowed(ranges, room)
             shown.columns = [replace(c, width=w) for c, w in zip(self.columns, widths, strict=True)]
         yield from Table.__rich_console__(shown, console, options)
 
@@ -56,6 +54,17 @@ class FittedTable(Table):
             yield Padding(Text(", ").join(pairs), (0, 0, 0, 2))
         if self.caption:
             yield Text.assemble((_line(console, self.caption).plain, "table.caption"))
+
+
+def _narrowed(ranges: Sequence[Measurement], room: int) -> list[int]:
+    """Widths of ``room`` together: the widest columns are narrowed first, none below its minimum."""
+    for widest in range(max(needed.maximum for needed in ranges), 0, -1):
+        widths = [max(needed.minimum, min(needed.maximum, widest)) for needed in ranges]
+        if sum(widths) <= room:
+            break
+    for number, needed in enumerate(ranges):
+        widths[number] += min(needed.maximum - widths[number], room - sum(widths))
+    return widths
 
 
 def _line(console: Console, cell: RenderableType, between: str = " / ") -> Text:

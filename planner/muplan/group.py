@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from muplan.gpu_load import Engine, GpuLoad, settled_loads
-from muplan.queueing import decay_rate, line_within
+from muplan.gpu_load import Engine, GpuLoad, engine_of, settled_loads
+from muplan.queueing import decay_rate, line_within, present
 from muplan.workload import StageKey
 from muserve.plan import ModelKind, Phase
 
@@ -77,20 +77,21 @@ class Group:
     def loads(self, clocks_mhz: Mapping[int, int]) -> dict[int, GpuLoad]:
         """The load of every GPU at the given clocks."""
         work, demands, slots = self.model.work, self.model.demands, self.model.slots
-        shares = dict.fromkeys(self.residents, 0.0)
+        shares: dict[int, dict[int, float]] = {gpu: {} for gpu in self.residents}
         for gpu, keys in self.residents.items():
             part, clock = slots[gpu].part, clocks_mhz[gpu]
             for key in keys:
                 demand = demands[key[0]]
                 if demand.kind is ModelKind.SINGLE_PASS:
-                    shares[gpu] += demand.rate_rps / 1000.0 * work(key, part, Phase.INFERENCE, clock)[0]
+                    share = demand.rate_rps / 1000.0 * work(key, part, Phase.INFERENCE, clock)[0]
+                    shares[gpu][key[0]] = shares[gpu].get(key[0], 0.0) + share
         engines: dict[int, dict[int, Engine]] = {gpu: {} for gpu in self.residents}
         for owner, gpus in self._engine_gpus.items():
             engine = self._engine(owner, gpus, clocks_mhz)
             for gpu in gpus:
                 engines[gpu][owner] = engine
         loads = {
-            gpu: GpuLoad(clock_mhz=clocks_mhz[gpu], stage_share=shares[gpu], engines=engines[gpu])
+            gpu: GpuLoad(clock_mhz=clocks_mhz[gpu], stage_shares=shares[gpu], engines=engines[gpu])
             for gpu in self.residents
         }
         if not self._engine_gpus:
@@ -113,20 +114,29 @@ class Group:
         if demand.kind is ModelKind.GENERATIVE:
             return self._engine_response(owner, loads)
         times_ms: dict[int, float] = defaultdict(float)
-        service_ms = 0.0
+        sending_ms = 0.0
         for number, gpu in enumerate(gpus):
             part, clock = self.model.slots[gpu].part, loads[gpu].clock_mhz
             times_ms[gpu] += self.model.work((owner, number), part, Phase.INFERENCE, clock)[0]
             if number > 0 and gpu != gpus[number - 1]:
-                service_ms += demand.stages[number].transfer_ms
-        rate, decay = demand.rate_rps / 1000.0, math.inf
+                sending_ms += demand.stages[number].transfer_ms
+        rate, decay, service_ms = demand.rate_rps / 1000.0, math.inf, sending_ms
+        spare_ms = demand.slo_ms - sending_ms - sum(times_ms.values())
+        slacks = [(spare_ms, 1.0)]
         for gpu, time_ms in times_ms.items():
             paced_ms = time_ms * loads[gpu].pace(rate * time_ms)
             if math.isinf(paced_ms):
                 return _OVERLOADED
             service_ms += paced_ms
             decay = min(decay, decay_rate(rate, paced_ms, demand.burstiness_cv))
-        met = line_within(demand.slo_ms - service_ms, decay)
+            if spare_ms > 0.0:
+                others = present(loads[gpu].chances(owner), int(spare_ms / time_ms))
+                slacks = [
+                    (slack_ms - count * time_ms, chance * here)
+                    for slack_ms, chance in slacks
+                    for count, here in enumerate(others)
+                ]
+        met = math.fsum(chance * line_within(slack_ms, decay) for slack_ms, chance in slacks)
         return Response(attainment=met, mean_ms=service_ms + 1.0 / decay if decay else math.inf)
 
     def gpu_point(self, gpu: int, loads: Mapping[int, GpuLoad]) -> GpuPoint:
@@ -158,7 +168,7 @@ class Group:
             time_ms, _, slower = self.model.work((owner, number), part, Phase.DECODE, clock)
             step_ms = max(step_ms, time_ms)
             growth_ms = max(growth_ms, demand.decode_growth_ms.get(part.name, 0.0) * slower)
-        return Engine(prefill_ms=prefill_ms, step_ms=step_ms, growth_ms=growth_ms)
+        return engine_of(demand, prefill_ms, step_ms, growth_ms)
 
     def resident_power(self, gpu: int, key: StageKey, loads: Mapping[int, GpuLoad]) -> tuple[float, float]:
         """Share of time that one resident keeps ``gpu`` busy, and its part of the average power in watts."""
@@ -185,13 +195,13 @@ class Group:
         """
         demand, gpus = self.model.demands[owner], self.homes[owner]
         engine = loads[gpus[0]].engines[owner]
-        crowding = max(loads[gpu].crowding(owner) for gpu in gpus)
+        crowding = max(loads[gpu].crowding(loads[gpu].active, without=owner) for gpu in gpus)
         if math.isinf(crowding):
             return _OVERLOADED
         line = engine.line(demand, crowding)
         if line is None:
             return _OVERLOADED
-        prefill_ms, per_token_ms = crowding * engine.prefill_ms, crowding * engine.per_token_ms(demand)
+        prefill_ms, per_token_ms = crowding * engine.prefill_ms, crowding * engine.per_token_ms
         lengths = self.model.answer_lengths(demand)
         most_tokens = (demand.slo_ms - prefill_ms) / per_token_ms
         short = np.searchsorted(lengths, most_tokens, side="right") / len(lengths)
