@@ -80,7 +80,7 @@ class GroupCosts:
         what = (self.model.slots[gpu].part.name, tuple(sorted([(kind[unit], stage) for unit, stage in keys])))
         found = self._known.get(what)
         if found is None:
-            found = self._known[what] = self._judge({gpu: keys})
+            found = self._known[what] = self._judge({gpu: tuple(sorted(keys))})
         return found
 
     def of_group(self, residents: Mapping[int, tuple[StageKey, ...]]) -> Verdict:

@@ -157,7 +157,7 @@ def renamed(demand: Demand, name: str) -> Demand:
     return replace(demand, name=name, stages=tuple(stages))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(several, st.randoms(use_true_random=False))
 def test_a_layout_kept_up_to_date_costs_what_a_new_one_costs(
     demands: list[Demand], draw: random.Random
