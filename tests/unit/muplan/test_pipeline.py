@@ -363,8 +363,8 @@ class TestRefused:
             ),
             (
                 llm(engine={"tensor_parallel": 2}),
-                "engine.tensor_parallel: engines of target embedded work on one GPU: expected 1 or target ngc, "
-                "got 2",
+                "engine.tensor_parallel: engines of target embedded work on one GPU: expected 1 or target "
+                "ngc, got 2",
             ),
             (llm(tokens={"prompt": 2000, "output": 2000}), "tokens: expected prompt and output of at most"),
             (llm(engine={"max_model_len": 4000}), "engine.max_model_len: expected at most the model's 2048"),
