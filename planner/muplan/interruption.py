@@ -35,6 +35,23 @@ def interruptible(message: str) -> Iterator[None]:
 
 
 @contextmanager
+def postponed() -> Iterator[None]:
+    """Put Ctrl-C and its like off to the end of the block, which is KeyboardInterrupt then.
+
+    For imports: extension modules that are interrupted while they initialise take the process with them.
+    """
+    late: list[int] = []
+    before = {n: signal.signal(n, lambda number, _frame: late.append(number)) for n in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if late:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore the same signals for a short last step that must not be left half done: they come too late.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from muplan.console import table_console
-from muplan.interruption import interruptible
+from muplan.interruption import interruptible, postponed
 from muplan.spec import Target, read_spec
 from muplan.summary import summary_document, summary_table
 
@@ -49,9 +49,11 @@ def command(
     report.html shows the plan in pictures; it needs matplotlib and jinja2 (the extra "demo").
     """
     with interruptible(f"{output} is as it was"):
-        # Imported here because it brings gRPC along, which --help has no use for.
-        from muplan.pipeline import generate
-        from muplan.report.plan_page import REPORT_FILE, missing_packages
+        with postponed():
+            # Imported here because --help has no use for onnx and gRPC.
+
+            from muplan.pipeline import generate
+            from muplan.report.plan_page import REPORT_FILE, missing_packages
 
         def on_progress(sentence: str) -> None:
             click.echo(f"muplan: {sentence}", err=True)

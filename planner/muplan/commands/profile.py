@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muplan.console import table_console
-from muplan.interruption import interruptible, uninterrupted
+from muplan.interruption import interruptible, postponed, uninterrupted
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part, read_part
 
@@ -106,12 +106,13 @@ def command(
     MODEL is a source as in a spec (onnx:PATH, ...); a bare name is one of the catalogue. Figures are modelled
     unless --measure times a real GPU; a measurement that was stopped goes on from OUTPUT.journal.
     """
-    from muplan.profile.bench import open_bench, virtual_bench
-    from muplan.profile.buckets import Sizes, bucket_works
-    from muplan.profile.modelled import modelled_profile
-    from muplan.profile.profile_file import profile_bytes
-    from muplan.profile.tables import profile_view
-    from muplan.sources import load_source
+    with interruptible("nothing was begun"), postponed():
+        from muplan.profile.bench import open_bench, virtual_bench
+        from muplan.profile.buckets import Sizes, bucket_works
+        from muplan.profile.modelled import modelled_profile
+        from muplan.profile.profile_file import profile_bytes
+        from muplan.profile.tables import profile_view
+        from muplan.sources import load_source
 
     part = read_part(Path(part_name)) if part_name.endswith(".json") else load_part(part_name)
     source = load_source(model if ":" in model else f"catalog:{model}", Path())

@@ -42,6 +42,12 @@ def stage_model(
     """
     if source.kind is not spec.kind:
         raise InputError(f"kind: {spec.source} is {source.kind.value}, got {spec.kind.value}")
+    degree = spec.token_engine.tensor_parallel
+    if source.llm is not None and not tensor_parallel and degree not in ("auto", 1):
+        raise InputError(
+            f"engine.tensor_parallel: engines of target embedded work on one GPU: expected 1 or target ngc, "
+            f"got {degree}"
+        )
     if source.graph is not None:
         partitions, cuts, times = cut_graph(
             spec, source, source.graph, tuple(parts.values()), link_gbs, weights

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from muplan.interruption import interruptible, uninterrupted
+from muplan.interruption import interruptible, postponed, uninterrupted
 
 QUICKSTART = Path(__file__).parents[3] / "examples" / "quickstart.yaml"
 MUPLAN = (sys.executable, "-c", "from muplan.cli import main; main()")
@@ -111,6 +111,22 @@ def test_a_last_step_is_not_interrupted() -> None:
         time.sleep(0.05)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_an_import_is_interrupted_at_its_end() -> None:
+    done = []
+
+    def load() -> None:
+        with postponed():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    assert done == [True]
+    with postponed():
+        pass
 
 
 def test_a_last_step_may_be_in_another_thread() -> None:
