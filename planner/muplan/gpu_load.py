@@ -87,14 +87,13 @@ class GpuLoad:
         active = sum(engine.active for engine in self.engines.values())
         return processor_sharing(self.stage_share - own_share, active)
 
-    def chances(self, without: int) -> list[float]:
-        """For everybody else here, the chance that it works at a random moment; not for overload."""
-        stages = [
-            min(1.0, share * self.pace(share))
+    def chances(self, without: int, engines: int) -> list[float]:
+        """For every other stage's model, the chance that it works while so many engines do; not for overload."""
+        return [
+            min(1.0, share * processor_sharing(self.stage_share - share, engines))
             for model, share in self.stage_shares.items()
             if model != without
         ]
-        return stages + [engine.active for engine in self.engines.values()]
 
     @property
     def quiet(self) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from muplan.gpu_load import Engine, GpuLoad, engine_of, settled_loads
-from muplan.queueing import decay_rate, line_within, present
+from muplan.queueing import decay_rate, line_within, present, processor_sharing
 from muplan.workload import StageKey
 from muserve.plan import ModelKind, Phase
 
@@ -122,7 +122,8 @@ class Group:
                 sending_ms += demand.stages[number].transfer_ms
         rate, decay, service_ms = demand.rate_rps / 1000.0, math.inf, sending_ms
         spare_ms = demand.slo_ms - sending_ms - sum(times_ms.values())
-        slacks = [(spare_ms, 1.0)]
+        # Chance, time left for waiting, and how fast the chance of a long wait falls.
+        cases = [(1.0, spare_ms, math.inf)]
         for gpu, time_ms in times_ms.items():
             paced_ms = time_ms * loads[gpu].pace(rate * time_ms)
             if math.isinf(paced_ms):
@@ -130,14 +131,34 @@ class Group:
             service_ms += paced_ms
             decay = min(decay, decay_rate(rate, paced_ms, demand.burstiness_cv))
             if spare_ms > 0.0:
-                others = present(loads[gpu].chances(owner), int(spare_ms / time_ms))
-                slacks = [
-                    (slack_ms - count * time_ms, chance * here)
-                    for slack_ms, chance in slacks
-                    for count, here in enumerate(others)
+                company = self._company(owner, loads[gpu], time_ms, int(spare_ms / time_ms))
+                cases = [
+                    (chance * here, spare - extra_ms, min(falls, falls_here))
+                    for chance, spare, falls in cases
+                    for here, extra_ms, falls_here in company
                 ]
-        met = math.fsum(chance * line_within(slack_ms, decay) for slack_ms, chance in slacks)
+        met = math.fsum(chance * line_within(spare, falls) for chance, spare, falls in cases)
         return Response(attainment=met, mean_ms=service_ms + 1.0 / decay if decay else math.inf)
+
+    def _company(
+        self, owner: int, load: GpuLoad, time_ms: float, most: int
+    ) -> list[tuple[float, float, float]]:
+        """Who may work beside a request: chance, what that adds to its time, and how its line's tail falls.
+
+        At most ``most`` others. Engines come and go slowly: while they work, the line is one for a slower GPU.
+        """
+        demand = self.model.demands[owner]
+        rate = demand.rate_rps / 1000.0
+        company = []
+        for engines, chance in enumerate(present((e.active for e in load.engines.values()), most)):
+            if chance > 0.0:
+                paced_ms = time_ms * processor_sharing(load.stage_share - rate * time_ms, engines)
+                falls = decay_rate(rate, paced_ms, demand.burstiness_cv)
+                stages = present(load.chances(owner, engines), most - engines)
+                company += [
+                    (chance * here, (engines + count) * time_ms, falls) for count, here in enumerate(stages)
+                ]
+        return company
 
     def gpu_point(self, gpu: int, loads: Mapping[int, GpuLoad]) -> GpuPoint:
         """Busy share, average power and memory of one GPU."""
