@@ -87,14 +87,6 @@ class GpuLoad:
         active = sum(engine.active for engine in self.engines.values())
         return processor_sharing(self.stage_share - own_share, active)
 
-    def chances(self, without: int, engines: int) -> list[float]:
-        """For every other stage's model, the chance that it works while so many engines do; not for overload."""
-        return [
-            min(1.0, share * processor_sharing(self.stage_share - share, engines))
-            for model, share in self.stage_shares.items()
-            if model != without
-        ]
-
     @property
     def quiet(self) -> float:
         """Chance that nothing runs here."""

@@ -145,18 +145,30 @@ class Group:
     ) -> list[tuple[float, float, float]]:
         """Who may work beside a request: chance, what that adds to its time, and how its line's tail falls.
 
-        At most ``most`` others. Engines come and go slowly: while they work, the line is one for a slower GPU.
+        At most ``most`` others. Engines and longer stages come and go slowly: while they work, the line is
+        one for a slower GPU.
         """
         demand = self.model.demands[owner]
         rate = demand.rate_rps / 1000.0
+        slow, quick = [engine.active for engine in load.engines.values()], []
+        for model, share in load.stage_shares.items():
+            if model == owner:
+                continue
+            if share * 1000.0 > time_ms * self.model.demands[model].rate_rps:
+                slow.append(min(1.0, share * load.pace(share)))
+            else:
+                quick.append(share)
         company = []
-        for engines, chance in enumerate(present((e.active for e in load.engines.values()), most)):
+        for number, chance in enumerate(present(slow, most)):
             if chance > 0.0:
-                paced_ms = time_ms * processor_sharing(load.stage_share - rate * time_ms, engines)
+                paced_ms = time_ms * processor_sharing(sum(quick), number)
                 falls = decay_rate(rate, paced_ms, demand.burstiness_cv)
-                stages = present(load.chances(owner, engines), most - engines)
+                chances = (
+                    min(1.0, share * processor_sharing(load.stage_share - share, number)) for share in quick
+                )
                 company += [
-                    (chance * here, (engines + count) * time_ms, falls) for count, here in enumerate(stages)
+                    (chance * here, (number + count) * time_ms, falls)
+                    for count, here in enumerate(present(chances, most - number))
                 ]
         return company
 

@@ -8,8 +8,8 @@ They are approximations with names, so that a plan can say what it believed:
   service is stretched by whoever else works there. Partitions on one GPU are one such queue, because
   in a burst all of them work; of partitions on several GPUs the slowest makes the line;
 * how many others work beside a request of a single-pass model is drawn once for the whole request: each is
-  there, independently, for the share of time that it works; token engines stay so long that the whole line
-  meets them. Requests that take much longer than the others'
+  there, independently, for the share of time that it works; token engines and longer stages stay so long that
+  the whole line meets them. Requests that take much longer than the others'
   see the mean instead, for which this is a lower bound;
 * a token engine has at most one step on the GPU at a time, so while it is busy it is one permanent
   customer there;
