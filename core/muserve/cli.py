@@ -12,13 +12,16 @@ import click
 
 from muserve.errors import MuServeError
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
+
 
 class LazyGroup(click.Group):
     """A click group that imports a command's module only when that command is used.
 
     ``commands`` maps a command name to ``(module, one-line help)``; the module holds a click command
     called ``command``. An expected error (``MuServeError``) becomes one line on stderr and its exit
-    code; everything else is a bug and keeps its traceback.
+    code, Ctrl-C one word and ``INTERRUPTED``; everything else is a bug and keeps its traceback.
     """
 
     def __init__(self, *, lazy_commands: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
@@ -47,6 +50,9 @@ class LazyGroup(click.Group):
         except MuServeError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
 
 
 def set_up_logging(verbose: bool) -> None:

@@ -142,6 +142,6 @@ class GroupCosts:
             demand = demands[owner]
             if demand.kind is ModelKind.GENERATIVE:
                 engine = loads[group.homes[owner][0]].engines[owner]
-                fastest = float(engine.completions_per_ms(demand)[-1])
+                fastest = float(engine.completions_per_ms[-1])
                 missing += max(0.0, demand.rate_rps / 1000.0 / fastest - 1.0)
         return max(1, math.ceil(missing * _SHORTFALL_UNIT))
