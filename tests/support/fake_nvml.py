@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import struct
@@ -9,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import pynvml
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "data/fake_nvml.c"
@@ -75,3 +77,15 @@ class FakeDriver:
 
     def _gpu(self, index: int) -> tuple[int, ...]:
         return _GPU.unpack_from(self._state.read_bytes(), index * _GPU.size)
+
+
+def load_fake_nvml(library: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """Put the library where pynvml would after finding it; undone after the test."""
+    driver = FakeDriver(library, folder)
+    # A copy is a library of its own: dlopen knows files by inode, and the state of another test would stay.
+    own = shutil.copy(library, folder / "nvml.so")
+    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(own)))
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    for name, value in driver.environment.items():
+        monkeypatch.setenv(name, value)
+    return driver

@@ -28,6 +28,7 @@ class RecordingGpu:
     failure: GpuError | None = None
     failing: frozenset[str] = frozenset()
     observed_mhz: int | None = None
+    busy: float = 0.5
     limit_w: float = 300.0
     limits_w: list[float] = field(default_factory=list)
     reasons: frozenset[str] = frozenset()
@@ -76,7 +77,7 @@ class RecordingGpu:
         return 1000.0 + len(self.history)
 
     def utilisation(self) -> float:
-        return 0.5
+        return self.busy
 
     def throttle_reasons(self) -> frozenset[str]:
         return self.reasons

@@ -43,6 +43,22 @@ def test_only_real_differences_are_applied(make_gpu: MakeGpu) -> None:
     assert gpu.history == [None, 1200, 1170, 1185, None, None]
 
 
+def test_a_clock_is_kept_for_its_dwell_before_it_is_lowered_again(make_gpu: MakeGpu) -> None:
+    gpu, now_s = make_gpu(), 100.0
+    with ClockLocks({"g": gpu}, dwell_s=2.0, clock=lambda: now_s) as locks:
+        assert locks.apply("g", 1200) is not None
+        now_s = 101.9
+        assert locks.apply("g", 1100) is None
+        assert locks.apply("g", 1300) is not None  # raising is never put off
+        now_s = 103.8
+        assert locks.apply("g", 1100) is None  # the dwell counts from the last change
+        assert locks.apply("g", None) is not None  # nor is unlocking
+        assert locks.apply("g", 1100) is None  # locking lowers
+        now_s = 105.9
+        assert locks.apply("g", 1100) is not None
+    assert gpu.history == [None, 1200, 1300, None, 1100, None]
+
+
 def test_a_dry_run_tracks_and_touches_nothing(make_gpu: MakeGpu) -> None:
     gpu = make_gpu(locked_mhz=945)
     with ClockLocks({"g": gpu}, dry_run=True) as locks:

@@ -90,7 +90,7 @@ def test_an_unknown_part_names_the_gpu(plan: Plan, tmp_path: Path) -> None:
     [
         (["--metrics", "127.0.0.1:8002"], "--metrics: expected a URL"),
         (["--metrics", URL, "--period", "0.1"], "--period: expected 0.1225 to 3600 seconds"),
-        (["--metrics", URL, "--period", "nan"], "--period: expected"),
+        (["--metrics", URL, "--period", "nan"], "--period: input should be a finite number"),
         (["--metrics", URL, "--stale-after", "1"], "--stale-after: expected at least two periods"),
         (["--metrics", URL, "--listen", "9105"], "--listen: expected HOST:PORT"),
     ],

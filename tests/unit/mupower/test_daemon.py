@@ -299,6 +299,51 @@ def test_after_a_long_sleep_locks_are_made_sure_of(world: World) -> None:
     assert world.commands() == [None, 1200, 1200, None]
 
 
+def test_a_gpu_faster_than_commanded_is_locked_anew(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    gpu = world.gpus["node0/gpu0"]
+    with caplog.at_level(logging.INFO):
+        world.run(
+            8,
+            "static",
+            at={3: lambda: setattr(gpu, "observed_mhz", 1530), 5: lambda: setattr(gpu, "observed_mhz", None)},
+        )
+    assert world.commands() == [None, 1200, 1200, 1200, None]
+    said = (
+        "node0/gpu0: its clock is not the commanded 1200 MHz: unlocked by somebody else (now 1530 MHz, 50 W)"
+    )
+    assert caplog.text.count(said) == 1
+    reason = "unlocked by somebody else"
+    assert world.metric("clock_mismatches_total", gpu="node0/gpu0", reason=reason) == 2
+
+
+@pytest.mark.parametrize(
+    ("reasons", "utilisation", "reason"),
+    [
+        (frozenset({"SwPowerCap", "HwSlowdown"}), 0.0, "HwSlowdown+SwPowerCap"),
+        (frozenset(), 0.0, "idle"),
+        (frozenset(), 0.5, "unexplained"),
+    ],
+)
+def test_a_gpu_slower_than_commanded_is_counted_with_the_reason(
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    reasons: frozenset[str],
+    utilisation: float,
+    reason: str,
+) -> None:
+    gpu = world.gpus["node0/gpu0"]
+
+    def throttle() -> None:
+        gpu.observed_mhz, gpu.reasons, gpu.busy = 900, reasons, utilisation
+
+    with caplog.at_level(logging.INFO):
+        world.run(6, "static", at={3: throttle})
+    assert world.commands() == [None, 1200, None], "commanding it again would not help"
+    assert caplog.text.count(f"its clock is not the commanded 1200 MHz: {reason} (now 900 MHz") == 1
+    assert world.metric("clock_mismatches_total", gpu="node0/gpu0", reason=reason) == 3
+    assert world.metric("clock_mismatches_total", gpu="node0/gpu1", reason=reason) is None
+
+
 def test_a_decision_is_one_sentence_when_something_changed(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

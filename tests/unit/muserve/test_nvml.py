@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +12,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from fake_nvml import FakeDriver, build_fake_nvml
+from fake_nvml import FakeDriver, build_fake_nvml, load_fake_nvml
 from muserve.errors import (
     GpuBusyError,
     GpuError,
@@ -32,21 +31,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
 
 
-def load(library: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    """Put the library where pynvml would after finding it; undone after the test."""
-    driver = FakeDriver(library, folder)
-    # A copy is a library of its own: dlopen knows files by inode, and state of the test before would stay.
-    own = shutil.copy(library, folder / "nvml.so")
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(own)))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-    for name, value in driver.environment.items():
-        monkeypatch.setenv(name, value)
-    return driver
-
-
 @pytest.fixture
 def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    return load(library, tmp_path, monkeypatch)
+    return load_fake_nvml(library, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -111,7 +98,8 @@ def test_throttle_reasons_have_names(gpu: NvmlGpu, driver: FakeDriver, bits: int
 def test_an_older_driver_has_the_reasons_under_their_first_name_and_no_instant_power(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = load(build_fake_nvml(tmp_path, "-DFAKE_NVML_OLD_DRIVER"), tmp_path, monkeypatch)
+    library = build_fake_nvml(tmp_path, "-DFAKE_NVML_OLD_DRIVER")
+    driver = load_fake_nvml(library, tmp_path, monkeypatch)
     driver.tell("reasons 0 4")
     gpu = NvmlGpu.open(0)
     assert gpu.throttle_reasons() == {"SwPowerCap"}
