@@ -63,8 +63,10 @@ class LockHold:
 
     def unlock_clock(self) -> None:
         """Unlock the clock."""
-        restore_limit(self._gpu, self._note)
-        self._gpu.unlock_clock()
+        try:
+            self._gpu.unlock_clock()
+        finally:
+            restore_limit(self._gpu, self._note)
 
 
 class CapHold:
@@ -105,10 +107,12 @@ class CapHold:
 
     def unlock_clock(self) -> None:
         """Bring back the limit that was found, and remove any lock as far as that is allowed."""
-        restore_limit(self._gpu, self._note)
         self._held = None
-        with suppress(*_REFUSALS):
-            self._gpu.unlock_clock()
+        try:
+            restore_limit(self._gpu, self._note)
+        finally:
+            with suppress(*_REFUSALS):
+                self._gpu.unlock_clock()
 
 
 def restore_limit(gpu: Gpu, note: LimitNote) -> None:

@@ -66,16 +66,15 @@ def check_planned(gpu: GpuPlan, plan_dir: Path, *, probe: bool) -> Iterator[Find
 
 def check_driver() -> tuple[list[Finding], tuple[int, ...]]:
     """The driver, and the indices of the GPUs that it shows."""
-    from muserve.gpu.nvml import driver_version, list_gpus
+    from muserve.gpu.nvml import count_gpus, driver_version
 
     thread = DriverThread("NVML")
     try:
         version = thread.ask("driver version", driver_version)
-        gpus = thread.ask("list of GPUs", list_gpus)
+        count = thread.ask("number of GPUs", count_gpus)
     except GpuError as error:
         return [_refused(HOST, "driver", error)], ()
-    found = [_ok(HOST, "driver", f"{version}, {len(gpus)} GPUs")]
-    return found, tuple(gpu.index for gpu in gpus)
+    return [_ok(HOST, "driver", f"{version}, {count} GPUs")], tuple(range(count))
 
 
 def check_index(index: int, *, probe: bool) -> Iterator[Finding]:

@@ -97,10 +97,14 @@ class ClockLocks:
         return ClockChange(gpu=gpu, before_mhz=before, after_mhz=clock_mhz)
 
     def release_all(self) -> None:
-        """Unlock every GPU, even those we never locked; raises GpuError only after trying all."""
+        """Unlock every GPU, even those we never locked; raises GpuError only after trying all.
+
+        Those that failed last come last: a driver that hangs must not keep the others waiting.
+        """
         if self._dry_run:
             return
-        failures = [failure for gpu in self._gpus if (failure := self._release(gpu)) is not None]
+        in_order = sorted(self._gpus, key=lambda gpu: gpu in self._doubtful)
+        failures = [failure for gpu in in_order if (failure := self._release(gpu)) is not None]
         if failures:
             raise type(failures[0])("; ".join(str(failure) for failure in failures)) from failures[0]
 

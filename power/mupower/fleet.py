@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mupower.actuator import Actuator, CapHold, LockHold, cap_watts
 from mupower.run_files import LimitNote, gpu_key, run_dir
-from muserve.errors import InputError
+from muserve.errors import GpuBusyError, GpuError, GpuLostError, InputError
 from muserve.gpu.guarded import GuardedGpu
 from muserve.gpu.opening import open_gpu
 from muserve.gpu.parts import PARTS_DIR, Part, load_part
@@ -20,31 +20,44 @@ from muserve.plan import GpuPlan, Plan, read_plan
 class Fleet:
     """A plan and the devices of it that are in reach.
 
-    By GPU: ``parts`` are their products, ``keys`` name the files of ``run_files``.
+    By GPU: ``parts`` are their products, ``keys`` name the files of ``run_files``, ``absent`` are those that
+    are lost or do not answer, which must not keep the others from being steered.
     """
 
     plan: Plan
     gpus: dict[str, Gpu]
     parts: dict[str, Part]
     keys: dict[str, str]
+    absent: dict[str, GpuError]
 
 
 def open_fleet(plan_path: Path, node: str | None) -> Fleet:
     """Open the GPUs of ``node`` (None: every GPU of the plan); calls into a driver are guarded.
 
     Raises InputError when the plan is unreadable, has no such node, or names a part that neither
-    the catalogue nor the plan's directory has, and GpuError when a device cannot be opened.
+    the catalogue nor the plan's directory has, and GpuError when a device cannot be opened, or none is
+    left once the lost and the silent ones are set aside.
     """
     plan = read_plan(plan_path)
     plan_dir = plan_path if plan_path.is_dir() else plan_path.parent
     wanted = gpus_of_node(plan, plan_path, node)
     parts = {gpu.name: _part(plan_path, plan_dir, gpu) for gpu in wanted}
-    gpus = {gpu.name: open_guarded(gpu, plan_dir) for gpu in wanted}
+    gpus: dict[str, Gpu] = {}
+    absent: dict[str, GpuError] = {}
+    for gpu in wanted:
+        try:
+            gpus[gpu.name] = open_guarded(gpu, plan_dir)
+        except (GpuLostError, GpuBusyError) as error:
+            absent[gpu.name] = error
+    if not gpus:
+        raise next(iter(absent.values()))
+    present = [gpu for gpu in wanted if gpu.name in gpus]
     return Fleet(
         plan=plan,
         gpus=gpus,
-        parts=parts,
-        keys={gpu.name: gpu_key(gpu, gpus[gpu.name].identity.uuid, plan_dir) for gpu in wanted},
+        parts={name: parts[name] for name in gpus},
+        keys={gpu.name: gpu_key(gpu, gpus[gpu.name].identity.uuid, plan_dir) for gpu in present},
+        absent=absent,
     )
 
 

@@ -49,6 +49,8 @@ def assembled(settings: Settings, notifier: ServiceNotifier, log_format: LogForm
     """
     fleet = open_fleet(settings.plan, settings.node)
     check_period(settings, fleet)
+    for name, problem in fleet.absent.items():
+        logger.error("%s: left alone until the next start or reload: %s", name, problem)
     steers = not settings.dry_run and settings.law != "default"
     with ExitStack() as stack:
         if not settings.dry_run:
@@ -66,6 +68,11 @@ def assembled(settings: Settings, notifier: ServiceNotifier, log_format: LogForm
             beats.append(stack.enter_context(supervisor).beat)
         switch_s = _slowest_switch_s(fleet, actuators, telemetry, beats, measure=steers)
         timing = _timing(settings, switch_s, lease_s)
+        if notifier.watchdog_s is not None and timing.period_s > notifier.watchdog_s / 2:
+            raise InputError(
+                f"--period: expected at most half of systemd's WatchdogSec ({notifier.watchdog_s:g} s),"
+                f" got {timing.period_s:g}"
+            )
         dwell = dwell_s(switch_s, timing.period_s)
         held = fleet.gpus if settings.dry_run else holds(fleet, actuators)
         locks = stack.enter_context(ClockLocks(held, dwell_s=dwell, dry_run=settings.dry_run))

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -138,20 +139,19 @@ def watch(pipe: int, lease_s: float, unlock: Callable[[str], bool]) -> int:
 
 
 def unlock_all(gpus: Mapping[str, ClockHold], reason: str) -> bool:
-    """Unlock every GPU, retrying for some seconds; says what it did and returns whether all went well."""
+    """Unlock every GPU, retrying for some seconds; says what it did and returns whether all went well.
+
+    All at the same time: a driver that hangs on one GPU must not keep the others waiting.
+    """
     locked = dict(gpus)
     problems: dict[str, GpuError] = {}
     for attempt in range(_UNLOCK_ATTEMPTS):
         if attempt:
             time.sleep(_UNLOCK_RETRY_S)
-        for name, gpu in list(locked.items()):
-            try:
-                gpu.unlock_clock()
-            except GpuError as error:
-                problems[name] = error
-            else:
-                del locked[name]
-                problems.pop(name, None)
+        with ThreadPoolExecutor(max_workers=len(locked)) as pool:
+            outcomes = dict(zip(locked, pool.map(_unlock, locked.values()), strict=True))
+        problems = {name: error for name, error in outcomes.items() if error is not None}
+        locked = {name: locked[name] for name in problems}
         if all(isinstance(problems[name], GpuPermissionError) for name in locked):
             break  # done, or refused: asking again will not help
     if locked:
@@ -160,6 +160,14 @@ def unlock_all(gpus: Mapping[str, ClockHold], reason: str) -> bool:
     else:
         logger.warning("supervisor: %s: unlocked %s", reason, ", ".join(gpus))
     return not locked
+
+
+def _unlock(gpu: ClockHold) -> GpuError | None:
+    try:
+        gpu.unlock_clock()
+    except GpuError as error:
+        return error
+    return None
 
 
 def main() -> int:
@@ -180,6 +188,8 @@ def main() -> int:
 
     try:
         fleet = open_fleet(arguments.plan, arguments.node)
+        for name, problem in fleet.absent.items():
+            logger.error("supervisor: %s: cannot be watched over: %s", name, problem)
         actuators = dict.fromkeys(arguments.capped, Actuator.CAP)
         gpus = holds(fleet, dict.fromkeys(fleet.gpus, Actuator.CLOCK) | actuators)
     except MuServeError as error:

@@ -33,7 +33,7 @@ enum { POWER_AVERAGE = 185, POWER_INSTANT = 186, UNSIGNED_INT = 1, SW_POWER_CAP 
 
 struct gpu {
     uint32_t locked_mhz, before_mhz, limit_mw, clock_commands, limit_commands, unused;
-    uint64_t commanded_ns;
+    uint64_t commanded_ns, limited_ns; /* CLOCK_MONOTONIC of the last clock command and power limit */
 };
 struct utilization {
     unsigned gpu, memory;
@@ -346,6 +346,7 @@ int nvmlDeviceSetPowerManagementLimit(struct gpu *gpu, unsigned limit_mw) {
     ENTER(gpu);
     if (limit_mw < LEAST_LIMIT_MW || limit_mw > LIMIT_MW) return INVALID_ARGUMENT;
     gpu->limit_mw = limit_mw;
+    gpu->limited_ns = now_ns();
     gpu->limit_commands++;
     return SUCCESS;
 }

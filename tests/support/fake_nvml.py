@@ -14,7 +14,7 @@ import pynvml
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "data/fake_nvml.c"
-_GPU = struct.Struct("<IIIIIIQ")
+_GPU = struct.Struct("<IIIIIIQQ")
 _MAX_GPUS = 16
 
 
@@ -74,6 +74,10 @@ class FakeDriver:
     def limit_commands(self, index: int) -> int:
         """How many power limits the driver has set."""
         return int(self._gpu(index)[4])
+
+    def last_change_s(self, index: int) -> float:
+        """When a clock command or a power limit was last carried out, on the monotonic clock."""
+        return max(self._gpu(index)[6:8]) / 1e9
 
     def _gpu(self, index: int) -> tuple[int, ...]:
         return _GPU.unpack_from(self._state.read_bytes(), index * _GPU.size)

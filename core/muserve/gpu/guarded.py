@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeVar
@@ -55,9 +56,12 @@ class DriverThread:
     def __init__(self, name: str, timeout_s: float = TIMEOUT_S) -> None:
         self._name = name
         self._timeout_s = timeout_s
-        self._calls: SimpleQueue[_Call] = SimpleQueue()
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._stuck: _Call | None = None
-        threading.Thread(target=self._serve, name=f"driver calls of {name}", daemon=True).start()
+        arguments = (self._calls,)
+        threading.Thread(target=_serve, args=arguments, name=f"driver calls of {name}", daemon=True).start()
+        # The thread knows only the queue, so that it ends when nobody can call any more.
+        weakref.finalize(self, self._calls.put, None)
 
     def ask(self, what: str, work: Callable[[], T]) -> T:
         """What ``work`` returns or raises; GpuBusyError, naming ``what``, when it does not in time."""
@@ -77,9 +81,10 @@ class DriverThread:
         answer: T = call.answer  # type: ignore[assignment]  # what ``work`` returned
         return answer
 
-    def _serve(self) -> None:
-        while True:
-            self._calls.get().make()
+
+def _serve(calls: SimpleQueue[_Call | None]) -> None:
+    while (call := calls.get()) is not None:
+        call.make()
 
 
 class GuardedGpu:

@@ -58,7 +58,7 @@ class NvmlGpu:
     @classmethod
     def open(cls, index: int) -> NvmlGpu:
         """The GPU with NVML index ``index``; GpuNotFoundError without a driver or without such a GPU."""
-        count = _start()
+        count = count_gpus()
         if not 0 <= index < count:
             raise GpuNotFoundError(f"no GPU {index}: the driver reports {count} (indices from 0)")
         with translated(f"GPU {index}"):
@@ -72,7 +72,7 @@ class NvmlGpu:
 
         GpuNotFoundError without a driver or such a GPU, GpuUnsupportedError for a ``MIG-`` instance.
         """
-        _start()
+        count_gpus()
         if uuid.startswith("MIG-"):
             raise GpuUnsupportedError(f"{uuid} is a MIG instance: expected the UUID of a whole GPU (GPU-...)")
         with translated(f"GPU {uuid}"):
@@ -206,20 +206,23 @@ class NvmlGpu:
 
 def list_gpus() -> tuple[GpuIdentity, ...]:
     """Every GPU that NVML shows to this process, by index; GpuNotFoundError when there is no driver."""
-    count = _start()
+    count = count_gpus()
     with translated("list of GPUs"):
         return tuple(_identity(pynvml.nvmlDeviceGetHandleByIndex(i), i) for i in range(count))
 
 
 def driver_version() -> str:
     """Version of the NVIDIA driver, such as ``550.54.15``; GpuNotFoundError when there is none."""
-    _start()
+    count_gpus()
     with translated("driver version"):
         return str(pynvml.nvmlSystemGetDriverVersion())
 
 
-def _start() -> int:
-    """Load NVML (it stays loaded until the process ends) and count the GPUs."""
+def count_gpus() -> int:
+    """Load NVML, which stays loaded until the process ends, and count the GPUs that it shows.
+
+    GpuNotFoundError when there is no driver.
+    """
     with translated("NVML"):
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetCount())

@@ -127,6 +127,8 @@ def power_w(state: VirtualState, part: Part) -> float:
 def clock_in_force_mhz(state: VirtualState, part: Part) -> int:
     """The clock at ``state.now_s``: the one asked for, or as far below it as the power limit demands."""
     running = state.running
+    if state.limit_w >= part.limit_w:
+        return state.clock_mhz  # no part draws more than its default limit
     if _power_at(running, part, state.clock_mhz) <= state.limit_w:
         return state.clock_mhz
     clocks = part.clocks_mhz[: bisect_left(part.clocks_mhz, state.clock_mhz)]

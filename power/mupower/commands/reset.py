@@ -31,13 +31,14 @@ def command(plan_path: Path, node: str | None) -> None:
             gpu = open_guarded(wanted, plan_dir)
             note = LimitNote(run_dir(), gpu_key(wanted, gpu.identity.uuid, plan_dir))
             was_capped = note.read() is not None
-            restore_limit(gpu, note)
             try:
                 gpu.unlock_clock()
             except (GpuPermissionError, GpuUnsupportedError):
                 # It was held by a power limit just because its clock may not be locked.
                 if not was_capped:
                     raise
+            finally:
+                restore_limit(gpu, note)
             click.echo(f"{wanted.name}: unlocked ({gpu.identity.name}, {gpu.clock_mhz()} MHz now)")
         except GpuError as error:
             click.echo(f"{wanted.name}: not unlocked: {error}", err=True)

@@ -52,6 +52,9 @@ def rows(fleet: Fleet) -> list[dict[str, Any]]:
         except GpuError as error:
             row["error"] = str(error)
         found.append(row)
+    for name, problem in fleet.absent.items():
+        models = [model.name for model in fleet.plan.models_on(name)]
+        found.append({"gpu": name, "virtual": False, "models": models, "error": str(problem)})
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from mupower.clocks import ClockLocks
 from mupower.run_files import LimitNote
 from muserve.errors import GpuError, GpuLostError, GpuPermissionError, GpuUnsupportedError
 from muserve.gpu.parts import load_part
+from muserve.gpu.virtual import VirtualGpu
 from muserve.physics import busy_power_w
 from muserve.plan import Plan
 
@@ -86,6 +89,32 @@ def test_a_cap_lets_go_though_clocks_may_not_be_unlocked(make_gpu: MakeGpu, note
     hold.lock_clock(1200)
     hold.unlock_clock()
     assert gpu.limit_w == 300.0
+
+
+def test_a_note_that_cannot_be_read_does_not_keep_a_lock_in_place(make_gpu: MakeGpu, tmp_path: Path) -> None:
+    gpu = make_gpu(locked_mhz=945)
+    (tmp_path / "GPU-1.limit").write_text("a lot")
+    with pytest.raises(GpuError, match="expected a power limit"):
+        LockHold(gpu, LimitNote(tmp_path, "GPU-1")).unlock_clock()
+    assert gpu.locked_mhz is None
+
+
+def test_a_cap_on_a_virtual_gpu_keeps_its_work_as_fast_as_asked(note: LimitNote, tmp_path: Path) -> None:
+    gpu = VirtualGpu.create(tmp_path / "gpu.vgpu", "V100-16GB", 0, "VGPU-test-0")
+    hold = CapHold(gpu, note, lambda clock: max(busy_power_w(PART, k, clock) for k in (0.6, 0.0)))
+    hold.lock_clock(1102)
+    time.sleep(0.05)
+    clocks = {}
+    for sensitivity in (0.6, 0.0):
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(gpu.run, 60, sensitivity)
+            time.sleep(0.02)
+            clocks[sensitivity] = gpu.clock_mhz()
+            run.result()
+    assert clocks[0.0] == 1102, "the hungrier one sets the limit"
+    assert 1102 < clocks[0.6] < PART.top_clock_mhz, "the frugal one runs faster than asked"
+    hold.unlock_clock()
+    assert gpu.power_limits().limit_w == PART.limit_w
 
 
 def test_without_a_note_there_is_no_cap(make_gpu: MakeGpu, tmp_path: Path) -> None:

@@ -80,6 +80,19 @@ def test_every_gpu_is_unlocked_though_one_refuses(
     assert "a: could not be unlocked and may still be held" in caplog.text
 
 
+def test_a_gpu_that_failed_is_unlocked_last(make_gpu: MakeGpu) -> None:
+    order: list[str] = []
+    gpus = {name: make_gpu() for name in ("sick", "healthy")}
+    for name, gpu in gpus.items():
+        gpu.unlock_clock = lambda name=name: order.append(name)
+    locks = ClockLocks(gpus)
+    gpus["sick"].failure, gpus["sick"].failing = GpuLostError("lost"), frozenset({"lock"})
+    with pytest.raises(GpuLostError):
+        locks.apply("sick", 945)
+    locks.release_all()
+    assert order == ["healthy", "sick"]
+
+
 def test_after_a_refused_command_nothing_is_taken_for_granted(make_gpu: MakeGpu) -> None:
     gpu = make_gpu()
     with ClockLocks({"g": gpu}) as locks:

@@ -99,6 +99,22 @@ def test_bad_options_are_one_sentence(plan_file: Path, options: list[str], part:
     assert part in complaint(mupower("daemon", "--plan", plan_file, *options))
 
 
+def test_a_period_that_the_watchdog_would_kill_is_refused(
+    plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+    monkeypatch.setenv("MUPOWER_RUN_DIR", str(plan_file.parent / "run"))
+    result = mupower("daemon", "--plan", plan_file, "--metrics", URL, "--no-exporter", "--law", "default")
+    assert result.exit_code == 2
+    assert "--period: expected at most half of systemd's WatchdogSec (1 s), got 1" in result.stderr
+
+
+def test_what_the_daemon_must_know_may_come_from_nowhere(plan_file: Path) -> None:
+    assert "--metrics: required: as a flag, as MUPOWER_METRICS" in complaint(
+        mupower("daemon", "--plan", plan_file)
+    )
+
+
 def test_an_unknown_law_is_refused(plan_file: Path) -> None:
     result = mupower("daemon", "--plan", plan_file, "--metrics", URL, "--law", "pid")
     assert result.exit_code == 2
@@ -136,7 +152,7 @@ def test_help_loads_no_command() -> None:
         "assert not [m for m in sys.modules if m.startswith('mupower.commands.')], 'eager'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("daemon", "status", "reset"):
+    for command in ("daemon", "status", "check", "reset"):
         assert command in done.stdout
 
 
@@ -144,3 +160,5 @@ def test_the_systemd_unit_ships_and_resets_after_every_stop() -> None:
     unit = resources.files("mupower").joinpath("systemd", "mupower.service").read_text()
     assert "\nExecStopPost=mupower reset --plan ${MUPOWER_PLAN}" in unit
     assert "\nKillMode=mixed\n" in unit
+    assert "\nType=notify\n" in unit
+    assert "\nRuntimeDirectoryPreserve=yes\n" in unit, "limits found in force must outlast a crash"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,6 +54,15 @@ def test_answers_and_errors_come_through(virtual: VirtualGpu) -> None:
     assert 0 < gpu.energy_j() <= virtual.energy_j()
     with pytest.raises(GpuUnsupportedError, match="946 MHz is not one of its"):
         gpu.lock_clock(946)
+
+
+def test_its_thread_ends_with_it(virtual: VirtualGpu) -> None:
+    gpu = GuardedGpu("the only one of this name", lambda: virtual)
+    (thread,) = (t for t in threading.enumerate() if t.name == "driver calls of the only one of this name")
+    del gpu
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_an_opening_that_fails_says_why(tmp_path: Path) -> None:
