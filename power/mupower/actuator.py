@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from mupower.run_files import LimitNote
-from muserve.errors import GpuPermissionError, GpuUnsupportedError
+from muserve.errors import GpuError, GpuPermissionError, GpuUnsupportedError
 from muserve.gpu.parts import Part
 from muserve.gpu.protocol import Gpu
 from muserve.physics import busy_power_w
@@ -137,23 +137,23 @@ def is_inert(cap_w: float, power_w: float, utilisation: float, reasons: Sequence
     return utilisation > 0 and "SwPowerCap" not in reasons and power_w < _INERT_SHARE * cap_w
 
 
-def refusal_of_clock(gpu: Gpu) -> str:
-    """Why this GPU's clock may not be locked, empty when it may: locks the top clock and unlocks."""
+def refusal_of_clock(gpu: Gpu) -> GpuError | None:
+    """Why this GPU's clock may not be locked, None when it may: locks the top clock and unlocks."""
     try:
         gpu.lock_clock(gpu.supported_clocks_mhz()[-1])
         gpu.unlock_clock()
     except _REFUSALS as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
-def refusal_of_cap(gpu: Gpu) -> str:
-    """Why this GPU's power may not be limited, empty when it may: sets the limit that is in force."""
+def refusal_of_cap(gpu: Gpu) -> GpuError | None:
+    """Why this GPU's power may not be limited, None when it may: sets the limit that is in force."""
     try:
         gpu.limit_power(gpu.power_limits().limit_w)
     except _REFUSALS as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 def choose_actuator(asked: Actuator, name: str, gpu: Gpu) -> Actuator:
@@ -165,7 +165,7 @@ def choose_actuator(asked: Actuator, name: str, gpu: Gpu) -> Actuator:
     for actuator, probe in ((Actuator.CLOCK, refusal_of_clock), (Actuator.CAP, refusal_of_cap)):
         if asked in (Actuator.AUTO, actuator):
             refusal = probe(gpu)
-            if not refusal:
+            if refusal is None:
                 return actuator
             refusals.append(f"{actuator}: {refusal}")
     raise GpuPermissionError(f"{name}: may not be steered: {'; '.join(refusals)} (see `mupower check`)")

@@ -186,16 +186,18 @@ def _check_readings(name: str, gpu: Gpu) -> Finding:
 
 
 def _tried(
-    name: str, check: str, refusal: Callable[[], str], detail: Callable[[], str], instead: str
+    name: str, check: str, refusal: Callable[[], GpuError | None], detail: Callable[[], str], instead: str
 ) -> Finding:
     try:
         why = refusal()
-        if not why:
+        if why is None:
             return _ok(name, check, detail())
     except GpuError as error:
         return _refused(name, check, error)
-    fix = f"run as root, or give the container CAP_SYS_ADMIN; where neither is allowed: {instead}"
-    return Finding(subject=name, check=check, verdict=Verdict.REFUSED, detail=why, fix=fix)
+    fix = f"this GPU or its driver does not offer it: {instead}"
+    if isinstance(why, GpuPermissionError):
+        fix = f"run as root, or give the container CAP_SYS_ADMIN; where neither is allowed: {instead}"
+    return Finding(subject=name, check=check, verdict=Verdict.REFUSED, detail=str(why), fix=fix)
 
 
 def _ok(subject: str, check: str, detail: str) -> Finding:

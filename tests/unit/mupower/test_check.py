@@ -86,6 +86,8 @@ def test_where_only_power_may_be_limited_a_daemon_can_steer(driver: FakeDriver) 
     code, found = check()
     assert code == 0
     assert found["gpu0", "lock clock"]["verdict"] == "refused"
+    fix = "this GPU or its driver does not offer it: --actuator cap"
+    assert found["gpu0", "lock clock"]["fix"] == fix
     assert found["gpu0", "limit power"]["verdict"] == "ok"
 
 

@@ -71,8 +71,9 @@ def test_a_virtual_gpu_takes_what_its_part_says(tmp_path: Path) -> None:
     gpu = VirtualGpu.create(tmp_path / "gpu.vgpu", "V100-16GB", 0, "VGPU-test-0")
     latency = measure_switches(gpu, 945, 1.0)
     assert latency.observed
-    assert 4.5 <= latency.call_ms < 60  # the machine may be busy
-    assert 19 <= latency.settle_ms < 90
+    assert latency.call_ms >= 4.5
+    # On a busy machine the call returns late and less is left to settle.
+    assert 0.024 <= latency.switch_s < 0.2
     assert gpu.locked_clock_mhz() is None
 
 
