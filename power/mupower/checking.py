@@ -11,7 +11,7 @@ from mupower.actuator import refusal_of_cap, refusal_of_clock
 from mupower.fleet import open_guarded
 from mupower.lease import holder
 from mupower.reading import read_gpu
-from mupower.run_files import gpu_key, run_dir
+from mupower.run_files import GpuFiles, gpu_files, run_dir
 from mupower.scrape import Endpoints
 from muserve.errors import GpuBusyError, GpuError, GpuNotFoundError, GpuPermissionError, MuServeError
 from muserve.gpu.guarded import DriverThread, GuardedGpu
@@ -61,7 +61,7 @@ def check_planned(gpu: GpuPlan, plan_dir: Path, *, probe: bool) -> Iterator[Find
         )
     else:
         yield _ok(gpu.name, "device", f"{who.name}, {who.uuid}")
-    yield from _check_device(gpu.name, device, gpu_key(gpu, who.uuid, plan_dir), probe=probe)
+    yield from _check_device(gpu.name, device, gpu_files(gpu, who.uuid, plan_dir), probe=probe)
 
 
 def check_driver() -> tuple[list[Finding], tuple[int, ...]]:
@@ -88,7 +88,7 @@ def check_index(index: int, *, probe: bool) -> Iterator[Finding]:
         yield _refused(name, "device", error)
         return
     yield _ok(name, "device", f"{device.identity.name}, {device.identity.uuid}")
-    yield from _check_device(name, device, device.identity.uuid, probe=probe)
+    yield from _check_device(name, device, GpuFiles(run_dir(), device.identity.uuid), probe=probe)
 
 
 def check_metrics(url: str) -> Finding:
@@ -119,10 +119,10 @@ def can_steer(findings: list[Finding]) -> bool:
     return not any(check not in actuators for _, check in refused)
 
 
-def _check_device(name: str, gpu: Gpu, key: str, *, probe: bool) -> Iterator[Finding]:
+def _check_device(name: str, gpu: Gpu, files: GpuFiles, *, probe: bool) -> Iterator[Finding]:
     yield from _check_health(name, gpu)
     yield _check_readings(name, gpu)
-    other = holder(run_dir(), key)
+    other = holder(files.lease)
     if other is not None:
         yield Finding(
             subject=name,

@@ -31,10 +31,12 @@ logger = logging.getLogger(__name__)
 class Telemetry:
     """The daemon's metrics in a registry of their own (``registry``)."""
 
-    def __init__(self, law: str, dry_run: bool, gpus: Mapping[str, Gpu]) -> None:
+    def __init__(self, law: str, dry_run: bool, gpus: Mapping[str, Gpu], absent: int = 0) -> None:
+        """``absent`` is how many GPUs of the plan are left alone, lost or silent."""
         self.registry = CollectorRegistry(auto_describe=True)
         info = self._gauge("info", "Constant 1: who is deciding.", "law", "dry_run", "version")
         info.labels(law, str(dry_run).lower(), __version__).set(1)
+        self._gauge("gpus_absent", "GPUs of the plan that are lost or silent.").set(absent)
         devices = self._gauge("gpu_info", "Constant 1: the device.", "gpu", "uuid", "name", "virtual")
         for name, gpu in gpus.items():
             who = gpu.identity

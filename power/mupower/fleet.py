@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mupower.actuator import Actuator, CapHold, LockHold, cap_watts
-from mupower.run_files import LimitNote, gpu_key, run_dir
+from mupower.run_files import GpuFiles, LimitNote, gpu_files
 from muserve.errors import GpuBusyError, GpuError, GpuLostError, InputError
 from muserve.gpu.guarded import GuardedGpu
 from muserve.gpu.opening import open_gpu
@@ -20,14 +20,14 @@ from muserve.plan import GpuPlan, Plan, read_plan
 class Fleet:
     """A plan and the devices of it that are in reach.
 
-    By GPU: ``parts`` are their products, ``keys`` name the files of ``run_files``, ``absent`` are those that
-    are lost or do not answer, which must not keep the others from being steered.
+    By GPU: ``parts`` are their products, ``files`` say who steers them, ``absent`` are those that are lost
+    or do not answer, which must not keep the others from being steered.
     """
 
     plan: Plan
     gpus: dict[str, Gpu]
     parts: dict[str, Part]
-    keys: dict[str, str]
+    files: dict[str, GpuFiles]
     absent: dict[str, GpuError]
 
 
@@ -56,7 +56,7 @@ def open_fleet(plan_path: Path, node: str | None) -> Fleet:
         plan=plan,
         gpus=gpus,
         parts={name: parts[name] for name in gpus},
-        keys={gpu.name: gpu_key(gpu, gpus[gpu.name].identity.uuid, plan_dir) for gpu in present},
+        files={gpu.name: gpu_files(gpu, gpus[gpu.name].identity.uuid, plan_dir) for gpu in present},
         absent=absent,
     )
 
@@ -80,10 +80,9 @@ def open_guarded(gpu: GpuPlan, plan_dir: Path) -> Gpu:
 
 def holds(fleet: Fleet, actuators: Mapping[str, Actuator]) -> dict[str, LockHold | CapHold]:
     """What holds each GPU at a clock, by the actuator chosen for it."""
-    directory = run_dir()
     found: dict[str, LockHold | CapHold] = {}
     for name, gpu in fleet.gpus.items():
-        note = LimitNote(directory, fleet.keys[name])
+        note = LimitNote(fleet.files[name].limit)
         if actuators[name] is Actuator.CAP:
             watts_at = cap_watts(fleet.parts[name], fleet.plan.models_on(name))
             found[name] = CapHold(gpu, note, watts_at)

@@ -42,20 +42,19 @@ def myself() -> Holder:
 
 
 @contextmanager
-def leases(directory: Path, keys: Mapping[str, str]) -> Iterator[None]:
-    """Hold the lease of every GPU of ``keys`` (name -> file name) while entered.
+def leases(files: Mapping[str, Path]) -> Iterator[None]:
+    """Hold the lease of every GPU of ``files`` (by name) while entered.
 
     GpuBusyError, naming the holder, when another process has one of them; then none is held.
     """
     with ExitStack() as stack:
-        for name, key in keys.items():
-            stack.enter_context(_lease(directory / f"{key}.lease", name))
+        for name, file in files.items():
+            stack.enter_context(_lease(file, name))
         yield
 
 
-def holder(directory: Path, key: str) -> Holder | None:
-    """Who steers this GPU now; None when nobody does."""
-    file = directory / f"{key}.lease"
+def holder(file: Path) -> Holder | None:
+    """Who holds this lease now; None when nobody does."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,15 +1,16 @@
 """The small files by which processes that steer the same GPU know of each other.
 
 Per GPU a ``.lease`` (held by the daemon that steers it) and, while a power limit of ours is in force, a
-``.limit`` with the limit that was in force before. They live in ``MUPOWER_RUN_DIR``, else where systemd's
-``RuntimeDirectory`` points, else in ``/run/mupower`` (root) or a directory of the user's own.
+``.limit`` with the limit that was in force before. Those of a virtual GPU lie beside its state; those of a
+real one in ``MUPOWER_RUN_DIR``, else where systemd's ``RuntimeDirectory`` points, else in ``/run/mupower``
+(root) or a directory of the user's own. Two containers that share a GPU must share that directory too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from muserve.errors import GpuBusyError, GpuError
@@ -37,19 +38,34 @@ def run_dir() -> Path:
     return directory
 
 
-def gpu_key(gpu: GpuPlan, device_uuid: str, plan_dir: Path) -> str:
-    """A file name for the device: its UUID; virtual ones, whose UUIDs recur, with where they live."""
-    if not gpu.virtual:
-        return device_uuid
-    home = hashlib.sha256(str(vgpu_dir(plan_dir).resolve()).encode()).hexdigest()[:12]
-    return f"{device_uuid}-{home}"
+@dataclass(frozen=True, slots=True)
+class GpuFiles:
+    """Where the files of one GPU are."""
+
+    directory: Path
+    device_uuid: str
+
+    @property
+    def lease(self) -> Path:
+        """Held by whoever steers the GPU."""
+        return self.directory / f"{self.device_uuid}.lease"
+
+    @property
+    def limit(self) -> Path:
+        """The power limit that was found in force, while one of ours is."""
+        return self.directory / f"{self.device_uuid}.limit"
+
+
+def gpu_files(gpu: GpuPlan, device_uuid: str, plan_dir: Path) -> GpuFiles:
+    """The files of a plan's GPU; GpuBusyError when there is no directory for them."""
+    return GpuFiles(vgpu_dir(plan_dir) if gpu.virtual else run_dir(), device_uuid)
 
 
 class LimitNote:
     """What a GPU's power limit was before we changed it; outlives the process that noted it."""
 
-    def __init__(self, directory: Path, key: str) -> None:
-        self._file = directory / f"{key}.limit"
+    def __init__(self, file: Path) -> None:
+        self._file = file
 
     def read(self) -> float | None:
         """The limit in watts; None when none of ours is in force. GpuError when the note is unreadable."""

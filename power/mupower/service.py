@@ -19,7 +19,6 @@ from mupower.exporter import Pulse, Telemetry, serving
 from mupower.fleet import Fleet, holds, open_fleet
 from mupower.lease import leases
 from mupower.notify import ServiceNotifier
-from mupower.run_files import run_dir
 from mupower.scrape import Endpoints
 from mupower.settings import Settings
 from mupower.supervisor import Supervisor
@@ -37,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 _LEAST_PERIOD_S = 1.0
 _LEAST_STALE_S = 5.0
-_LEAST_LEASE_S = 5.0
+# Below 5 s with the unlocking itself, which is what a daemon that hangs may cost.
+_LEAST_LEASE_S = 4.5
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def assembled(settings: Settings, notifier: ServiceNotifier, log_format: LogForm
     steers = not settings.dry_run and settings.law != "default"
     with ExitStack() as stack:
         if not settings.dry_run:
-            stack.enter_context(leases(run_dir(), fleet.keys))
-        telemetry = Telemetry(settings.law, settings.dry_run, fleet.gpus)
+            stack.enter_context(leases({name: files.lease for name, files in fleet.files.items()}))
+        telemetry = Telemetry(settings.law, settings.dry_run, fleet.gpus, absent=len(fleet.absent))
         lease_s = max(_LEAST_LEASE_S, 3 * (settings.period_s or _LEAST_PERIOD_S))
         pulse = Pulse(lease_s)
         if settings.exporter:

@@ -19,7 +19,7 @@ def command(plan_path: Path, node: str | None) -> None:
     """
     from mupower.actuator import restore_limit
     from mupower.fleet import gpus_of_node, open_guarded
-    from mupower.run_files import LimitNote, gpu_key, run_dir
+    from mupower.run_files import LimitNote, gpu_files
     from muserve.errors import GpuError, GpuPermissionError, GpuUnsupportedError
     from muserve.plan import read_plan
 
@@ -29,7 +29,7 @@ def command(plan_path: Path, node: str | None) -> None:
     for wanted in gpus_of_node(plan, plan_path, node):
         try:
             gpu = open_guarded(wanted, plan_dir)
-            note = LimitNote(run_dir(), gpu_key(wanted, gpu.identity.uuid, plan_dir))
+            note = LimitNote(gpu_files(wanted, gpu.identity.uuid, plan_dir).limit)
             was_capped = note.read() is not None
             try:
                 gpu.unlock_clock()

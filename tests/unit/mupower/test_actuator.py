@@ -34,7 +34,7 @@ PART = load_part("V100-16GB")
 
 @pytest.fixture
 def note(tmp_path: Path) -> LimitNote:
-    return LimitNote(tmp_path, "GPU-1")
+    return LimitNote(tmp_path / "GPU-1.limit")
 
 
 def test_a_cap_is_set_for_each_clock_and_the_found_limit_comes_back(
@@ -95,7 +95,7 @@ def test_a_note_that_cannot_be_read_does_not_keep_a_lock_in_place(make_gpu: Make
     gpu = make_gpu(locked_mhz=945)
     (tmp_path / "GPU-1.limit").write_text("a lot")
     with pytest.raises(GpuError, match="expected a power limit"):
-        LockHold(gpu, LimitNote(tmp_path, "GPU-1")).unlock_clock()
+        LockHold(gpu, LimitNote(tmp_path / "GPU-1.limit")).unlock_clock()
     assert gpu.locked_mhz is None
 
 
@@ -120,7 +120,7 @@ def test_a_cap_on_a_virtual_gpu_keeps_its_work_as_fast_as_asked(note: LimitNote,
 def test_without_a_note_there_is_no_cap(make_gpu: MakeGpu, tmp_path: Path) -> None:
     """Who cannot note the limit in force, on a full disk say, could not bring it back."""
     gpu = make_gpu()
-    hold = CapHold(gpu, LimitNote(tmp_path / "gone", "GPU-1"), lambda clock: 120.0)
+    hold = CapHold(gpu, LimitNote(tmp_path / "gone/GPU-1.limit"), lambda clock: 120.0)
     with pytest.raises(GpuError, match=r"GPU-1\.limit: cannot note the power limit in force: No such file"):
         hold.lock_clock(1200)
     assert gpu.limits_w == []
@@ -129,7 +129,7 @@ def test_without_a_note_there_is_no_cap(make_gpu: MakeGpu, tmp_path: Path) -> No
 def test_an_unreadable_note_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "GPU-1.limit").write_text("a lot")
     with pytest.raises(GpuError, match=r"GPU-1\.limit: expected a power limit in watts"):
-        LimitNote(tmp_path, "GPU-1").read()
+        LimitNote(tmp_path / "GPU-1.limit").read()
 
 
 @given(sensitivity=st.floats(0, 1), clock_mhz=st.sampled_from(PART.working_clocks_mhz))

@@ -130,7 +130,7 @@ def test_without_a_driver_there_is_one_finding(driver: FakeDriver) -> None:
 
 def test_a_steered_gpu_is_left_alone(driver: FakeDriver, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with leases(tmp_path / "run", {"x": "GPU-fake-0"}):
+    with leases({"x": tmp_path / "run/GPU-fake-0.lease"}):
         before = driver.clock_commands(0)
         code, found = check()
     assert code == 0
@@ -150,15 +150,13 @@ def test_the_gpus_of_a_plan(driver: FakeDriver, real_plan: Path) -> None:
     assert driver.clock_commands(0) == 0
 
 
-def test_virtual_gpus_can_be_steered_anywhere(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUPOWER_RUN_DIR", str(plan_file.parent / "run"))
+def test_virtual_gpus_can_be_steered_anywhere(plan_file: Path) -> None:
     code, found = check("--plan", plan_file)
     assert code == 0
     assert found["node0/gpu0", "lock clock"]["verdict"] == "ok"
 
 
-def test_metrics_that_do_not_answer(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUPOWER_RUN_DIR", str(plan_file.parent / "run"))
+def test_metrics_that_do_not_answer(plan_file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     code, found = check("--plan", plan_file, "--metrics", f"http://127.0.0.1:{port}/metrics")

@@ -51,7 +51,7 @@ def test_status_as_json(plan_file: Path, plan: Plan) -> None:
         ("node0/gpu0", True, ["bert"], None),
         ("node0/gpu1", True, ["bert", "llm"], 945),
     ]
-    assert {"clock_mhz", "top_mhz", "power_w", "energy_j", "utilisation", "uuid"} <= set(rows[0])
+    assert {"clock_mhz", "top_mhz", "power_w", "limit_w", "energy_j", "utilisation", "uuid"} <= set(rows[0])
 
 
 def test_reset_unlocks_every_gpu(plan_file: Path, plan: Plan) -> None:
@@ -103,7 +103,6 @@ def test_a_period_that_the_watchdog_would_kill_is_refused(
     plan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
-    monkeypatch.setenv("MUPOWER_RUN_DIR", str(plan_file.parent / "run"))
     result = mupower("daemon", "--plan", plan_file, "--metrics", URL, "--no-exporter", "--law", "default")
     assert result.exit_code == 2
     assert "--period: expected at most half of systemd's WatchdogSec (1 s), got 1" in result.stderr

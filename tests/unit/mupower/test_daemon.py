@@ -326,7 +326,7 @@ def test_a_power_limit_without_effect_is_said_once(
 ) -> None:
     """The recorder draws 50 W whatever is done to it."""
     name = "node0/gpu0"
-    hold = CapHold(world.gpus[name], LimitNote(tmp_path, "g"), lambda clock: clock / 10)
+    hold = CapHold(world.gpus[name], LimitNote(tmp_path / "g.limit"), lambda clock: clock / 10)
     world.holds[name] = hold
     with caplog.at_level(logging.INFO):
         world.run(8, "static")
