@@ -75,7 +75,9 @@ def assembled(settings: Settings, notifier: ServiceNotifier, log_format: LogForm
             )
         dwell = dwell_s(switch_s, timing.period_s)
         held = fleet.gpus if settings.dry_run else holds(fleet, actuators)
-        locks = stack.enter_context(ClockLocks(held, dwell_s=dwell, dry_run=settings.dry_run))
+        # Cycles come some milliseconds early or late: without slack a dwell of one period would last two.
+        patience_s = dwell - timing.period_s / 2
+        locks = stack.enter_context(ClockLocks(held, dwell_s=patience_s, dry_run=settings.dry_run))
         endpoints = Endpoints(list(dict.fromkeys(settings.metrics)), min(1.0, timing.period_s))
         _announce(fleet, settings, actuators, timing, dwell, switch_s)
         yield Daemon(

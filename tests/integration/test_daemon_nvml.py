@@ -360,6 +360,15 @@ def test_health_and_measured_switch_time(launch: Callable[..., Rig], driver: Fak
     rig.process.send_signal(signal.SIGCONT)
 
 
+def test_every_cycle_may_lower_when_the_dwell_is_one_period(launch: Callable[..., Rig]) -> None:
+    """From the plan's clock to the knee in steps of 30 MHz: 1110, 1080, ..., 960, 945."""
+    rig = launch("--period", "0.5")
+    eventually(lambda: rig.held() == [945, 945], 40.0, rig.log)
+    assert "a clock is kept for 0.5 s before it is lowered again" in rig.log()
+    lowered = re.findall(r"^([\d-]+ [\d:,]+) .*node0/gpu0: locked at (\d+) MHz", rig.log(), re.MULTILINE)
+    assert [int(clock) for _, clock in lowered] == [1110, 1080, 1050, 1020, 990, 960, 945]
+
+
 def test_a_slow_driver_slows_the_rhythm(launch: Callable[..., Rig], driver: FakeDriver) -> None:
     driver.tell("call_ms 20", "settle_ms 80")
     rig = launch("--law", "static", "--stale-after", "5")
