@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 import click
@@ -55,10 +58,31 @@ class LazyGroup(click.Group):
             sys.exit(INTERRUPTED)
 
 
-def set_up_logging(verbose: bool) -> None:
+class LogFormat(StrEnum):
+    """``text`` for people, ``json`` (one object a line) for log collectors."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object: ``time`` (UTC), ``level``, ``logger``, ``message``, ``exception``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        document = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return json.dumps(document)
+
+
+def set_up_logging(verbose: bool, log_format: LogFormat = LogFormat.TEXT) -> None:
     """Log to stderr, one line a record; called by command lines only, harmless when called twice."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else text)
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
