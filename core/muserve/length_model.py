@@ -73,7 +73,7 @@ class LengthModel:
                 f"{directory / CARD_FILE}: features.fingerprint is {expected}, expected "
                 f"{features_fingerprint(text_score)}: train it again with `muplan predictor train`"
             )
-        return cls(text_score=text_score, session=_open(graph, directory / MODEL_FILE), card=card)
+        return cls(text_score=text_score, session=open_session(graph, directory / MODEL_FILE), card=card)
 
     @property
     def mean_tokens(self) -> float:
@@ -94,7 +94,7 @@ class LengthModel:
         return np.asarray(tokens, np.float64)
 
 
-def _open(graph: bytes, path: Path) -> Any:
+def open_session(graph: bytes, path: Path) -> Any:
     """An ONNX Runtime session on one thread: a prompt is too little work to share."""
     try:
         import onnxruntime
