@@ -8,9 +8,10 @@ and tokenize a prompt through this module, so they cannot drift apart.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,6 @@ LONGEST_INPUT_TOKENS = 128
 HEAD_SHARE = 0.25
 """Of the tokens kept of a long prompt: this share from its beginning, the rest from its end."""
 IDS, MASK, SCORE = "input_ids", "attention_mask", "score"
-SCORE_NAMES = ("encoder_score",)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -70,8 +70,10 @@ def _readable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderScore:
-    """A fine-tuned encoder, opened. ``fingerprint`` tells its two files from any others."""
+    """A fine-tuned encoder from ``directory``, opened; ``fingerprint`` tells its two files from any others."""
 
+    group: ClassVar[str] = "encoder"
+    directory: Path
     tokenizer: Any
     session: Any
     fingerprint: str
@@ -94,17 +96,28 @@ class EncoderScore:
                 f"{path}: takes {sorted(found[0])} and gives {sorted(found[1])}, expected an encoder that "
                 f"takes {IDS} and {MASK} and gives {SCORE}"
             )
-        return cls(tokenizer=tokenizer, session=session, fingerprint=encoder_fingerprint(directory))
+        fingerprint = encoder_fingerprint(directory)
+        return cls(directory=directory, tokenizer=tokenizer, session=session, fingerprint=fingerprint)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One feature. Its name holds the fingerprint: trees taught by one encoder refuse another."""
+        return (f"encoder_score_{self.fingerprint}",)
 
     def score(self, text: str) -> float:
-        """The score of any string: on the scale of the logarithm of the answer's tokens."""
+        """The score of any string: the expected median of the logarithm of its answer's tokens."""
         ids = np.array([token_ids(self.tokenizer, text)], np.int64)
         (scores,) = self.session.run([SCORE], {IDS: ids, MASK: np.ones_like(ids)})
         return float(scores[0])
 
     def scores(self, text: str) -> NDArray[np.float32]:
-        """``score`` as the columns that join the trees' features, shape ``(len(SCORE_NAMES),)``."""
+        """``score`` as a feature, shape ``(len(names),)``."""
         return np.array([self.score(text)], np.float32)
+
+    def save(self, directory: Path) -> None:
+        """Copy the encoder's two files to ``directory``."""
+        for name in (ENCODER_FILE, TOKENIZER_FILE):
+            shutil.copyfile(self.directory / name, directory / name)
 
 
 def encoder_fingerprint(directory: Path) -> str:
