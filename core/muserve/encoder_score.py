@@ -70,7 +70,7 @@ def _readable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderScore:
-    """A fine-tuned encoder from ``directory``, opened; ``fingerprint`` tells its two files from any others."""
+    """A fine-tuned encoder, opened; ``fingerprint`` tells the two files in ``directory`` from any others."""
 
     group: ClassVar[str] = "encoder"
     directory: Path

@@ -25,7 +25,7 @@ from muplan.predictor.rows import TRAIN, VALIDATION, Rows
 from muserve.encoder_score import ENCODER_FILE, TOKENIZER_FILE, EncoderScore, read_tokenizer, token_ids
 from muserve.errors import InputError
 
-LEARN_SHARE = 0.5
+LEARN_SHARE = 0.6
 """The share of the train side's conversations that the encoder learns from."""
 MOST_PROMPTS = 15_000
 """All opening prompts of that part, and as many of the later ones, at random."""
