@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from muserve.errors import InputError
 from muserve.length_features import window
-from muserve.length_model import open_session
+from muserve.length_query import LengthQuery
+from muserve.one_thread_session import open_one_thread_session
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -89,7 +90,7 @@ class EncoderScore:
             raise InputError(
                 f"{path}: cannot be read, expected the encoder's ONNX file: {error.strerror}"
             ) from error
-        session = open_session(graph, path)
+        session = open_one_thread_session(graph, path)
         found = {value.name for value in session.get_inputs()}, {v.name for v in session.get_outputs()}
         if found != ({IDS, MASK}, {SCORE}):
             raise InputError(
@@ -110,9 +111,9 @@ class EncoderScore:
         (scores,) = self.session.run([SCORE], {IDS: ids, MASK: np.ones_like(ids)})
         return float(scores[0])
 
-    def scores(self, text: str) -> NDArray[np.float32]:
-        """``score`` as a feature, shape ``(len(names),)``."""
-        return np.array([self.score(text)], np.float32)
+    def values(self, query: LengthQuery) -> NDArray[np.float32]:
+        """The score of the query's prompt, without what came before it, as a feature: shape ``(1,)``."""
+        return np.array([self.score(query.prompt)], np.float32)
 
     def save(self, directory: Path) -> None:
         """Copy the encoder's two files to ``directory``."""

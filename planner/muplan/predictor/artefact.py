@@ -12,20 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from muplan.predictor.formulations import CLASS_PERCENTILES
 from muplan.predictor.rows import LONGEST_TOKENS, PART_NAMES, SHORTEST_TOKENS, Rows
-from muplan.predictor.training import CLASS_PERCENTILES, FIRST_ROUND_WEIGHT, Trained
+from muplan.predictor.training import FIRST_ROUND_WEIGHT, Trained
 from muserve.errors import InputError
-from muserve.length_features import FEATURE_NAMES, HEAD_CHARS, TAIL_CHARS
-from muserve.length_model import (
-    CARD_FILE,
-    MODEL_FILE,
-    TEXT_SCORE_FILE,
-    LengthModel,
-    features_fingerprint,
-)
+from muserve.feature_groups import features_fingerprint
+from muserve.length_features import HEAD_CHARS, TAIL_CHARS
+from muserve.length_model import CARD_FILE, MODEL_FILE, LengthModel
 
 READABLE_CARD_FILE = "MODEL_CARD.md"
-FORMAT = 1
+FORMAT = 2
 EXAMPLES = (
     "What is the capital of France? Answer with one word.",
     "Translate to German: The train is late again.",
@@ -58,7 +54,8 @@ def write_predictor(directory: Path, trained: Trained, rows: Rows, origin: Origi
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     (fresh / MODEL_FILE).write_bytes(trained.model.SerializeToString(deterministic=True))
-    trained.text_score.save(fresh / TEXT_SCORE_FILE)
+    for group in trained.groups:
+        group.save(fresh)
     _write_card(fresh, _card(trained, rows, origin))
     shutil.rmtree(directory, ignore_errors=True)
     fresh.rename(directory)
@@ -95,23 +92,22 @@ def _card(trained: Trained, rows: Rows, origin: Origin) -> dict[str, Any]:
             "split": split,
         },
         "features": {
-            "hand_made": len(FEATURE_NAMES),
-            "text_scores": len(trained.text_score.names),
-            "known_words_and_pairs": len(trained.text_score.hashes),
+            "groups": {group.group: len(group.names) for group in trained.groups},
             "head_chars": HEAD_CHARS,
             "tail_chars": TAIL_CHARS,
-            "fingerprint": features_fingerprint(trained.text_score),
+            "fingerprint": features_fingerprint(trained.groups),
         },
         "training": {
             "seed": origin.seed,
-            "head": trained.head,
+            "formulation": trained.formulation,
             "trees": trained.trees,
             "first_round_weight": FIRST_ROUND_WEIGHT,
-            "validation_captured": {k: round(v, 4) for k, v in trained.validation_captured.items()},
+            "quantiles": list(trained.quantiles),
             "mean_tokens": round(trained.mean_tokens, 3),
             "class_percentiles": list(CLASS_PERCENTILES),
             "class_edges": np.round(trained.edges, 3).tolist(),
         },
+        **trained.more_facts,
     }
 
 
@@ -126,10 +122,12 @@ def _readable(card: Mapping[str, Any]) -> str:
         f"| {name} | {side['prompts']:,} | {side['first_round_prompts']:,} |"
         for name, side in data["split"].items()
     )
-    heads = ", ".join(f"{name} {share:.3f}" for name, share in training["validation_captured"].items())
+    groups = ", ".join(f"{count} `{name}`" for name, count in features["groups"].items())
+    encoder = _readable_encoder(card.get("encoder"))
     return f"""# Model card: output-length predictor
 
-Predicts the expected number of answer tokens from the prompt's text alone. Made for ordering requests.
+Predicts the expected number of answer tokens from the prompt and, in a chat, the turns before it. Made for
+ordering requests.
 
 - Trained {card["date"]} by `{card["command"]}`, seed {training["seed"]}.
 - Data: {data["source"]}; answers of {data["kept_answers"]}.
@@ -139,20 +137,36 @@ Predicts the expected number of answer tokens from the prompt's text alone. Made
   the label is exactly what the engine generates. On ShareGPT's answers of 2 to 1024 cl100k_base tokens there
   are 0.991 pieces a token on average, correlation 0.993.
 - Split by conversation; conversations with the same opening prompt (up to case and white space) stay on one
-  side. `first_round` figures are of the test side's opening prompts, `all_rounds` of every test prompt
-  without its history; neither training nor the choice of the head has seen them.
-- Model: {features["hand_made"]} hand-made features and {features["text_scores"]} ridge scores over
-  {features["known_words_and_pairs"]:,} hashed words and word pairs (out-of-fold in training) into
-  {training["trees"]} boosted trees, `{training["head"]}` head. Captured share on the validation side by head:
-  {heads}.
-- Reads the first {features["head_chars"]:,} and last {features["tail_chars"]:,} characters of a prompt.
-- Weak: prompts in languages that ShareGPT hardly has; later turns of a chat, where the lengths of the
-  previous answers would tell more than the text; any model that answers at another length.
+  side. `single` figures are of the test side's opening prompts, `multi` of every test prompt with the turns
+  before it; training, early stopping and calibration have not seen them.
+- Model: {groups} features (text scores: ridge on hashed words and word pairs, out-of-fold in training) into
+  {training["trees"]} boosted trees, formulation `{training["formulation"]}`.
+{encoder}- Reads the first {features["head_chars"]:,} and last {features["tail_chars"]:,} characters
+  of a prompt.
+- History comes from the text itself where it is a chat in a known template (`muserve.conversation`): the
+  lengths of the last 8 answers, and what the last turns look like. How long the history is, is not used.
+- Weak: prompts in languages that ShareGPT hardly has; opening prompts, where there is no answer to go by; any
+  model that answers at another length.
 
 | side | prompts | opening prompts |
 |---|---|---|
 {split}
 {_readable_examples(card.get("examples", {}))}{_readable_metrics(card.get("metrics"))}"""
+
+
+def _readable_encoder(encoder: Mapping[str, Any] | None) -> str:
+    if encoder is None:
+        return ""
+    prompts = encoder["opening_prompts"] + encoder["later_prompts"]
+    taus = ", ".join(map(str, encoder["validation_tau"]))
+    longest = encoder["settings"]["longest_tokens"]
+    name = encoder["pretrained"]
+    return f"""- Encoder: `{name}`, fine-tuned on {prompts:,} prompts of its part of the train side; the
+  trees learnt its score on the other part ({encoder["trees_prompts"]:,} prompts). Reads {longest} tokens of
+  the prompt, a quarter from its beginning, the rest from its end, and no history.
+- Kendall tau of the score alone after each epoch (opening prompts of the validation side): {taus}.
+  Int8 against fp32 scores: tau {encoder["int8_fp32_tau"]} on {encoder["int8_fp32_prompts"]} prompts.
+"""
 
 
 def _readable_examples(examples: Mapping[str, float]) -> str:

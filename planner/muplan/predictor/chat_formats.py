@@ -50,10 +50,8 @@ class Recorded:
     cut: bool = False
 
 
-def recognise(value: object) -> Recorded | None:
-    """The record in ``value``, a JSON value or a row of a table; None if it is in no known format."""
-    if not isinstance(value, dict):
-        return None
+def recognise(value: dict[str, Any]) -> Recorded | None:
+    """The record in ``value``, a JSON object or a row of a table; None if it is in no known format."""
     if "response" in value or "choices" in value:
         return _openai_log(value)
     if "output" in value or "output_tokens" in value:

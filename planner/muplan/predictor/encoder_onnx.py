@@ -17,7 +17,7 @@ from muplan.architecture.graph import OPSET
 from muplan.predictor.encoder_training import FineTuned, require_torch
 from muserve.encoder_score import IDS, MASK, SCORE
 from muserve.errors import InputError
-from muserve.length_model import open_session
+from muserve.one_thread_session import open_one_thread_session
 
 LARGEST_DIFFERENCE = 1e-3
 """How far, in log tokens, the exported fp32 graph's scores may be from the network's."""
@@ -58,7 +58,7 @@ def export_int8(tuned: FineTuned, compare_on: Sequence[Sequence[int]]) -> Quanti
 
 def graph_scores(graph: bytes, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
     """The ONNX ``graph``'s score of each token list, one by one as when serving; shape (n,)."""
-    session = open_session(graph, Path("encoder.onnx"))
+    session = open_one_thread_session(graph, Path("encoder.onnx"))
     found = np.zeros(len(ids), np.float32)
     for place, one in enumerate(ids):
         row = np.array([one], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -88,6 +89,7 @@ def _unpack(archive: Path, directory: Path) -> Path:
     if (directory / "config.json").is_file():
         return directory
     partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as file:
             file.extractall(partial)

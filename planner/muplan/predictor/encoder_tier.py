@@ -8,10 +8,9 @@ the encoder learns from one part, and only the other part's rows show the trees 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 from muplan.predictor.encoder_onnx import export_int8
 from muplan.predictor.encoder_source import Pretrained
 from muplan.predictor.encoder_training import Lesson, Settings, fine_tune, require_torch
-from muplan.predictor.rows import TRAIN, VALIDATION, Rows
+from muplan.predictor.feature_table import FeatureTable
+from muplan.predictor.rows import PART_NAMES, TRAIN, VALIDATION, Rows
 from muserve.encoder_score import ENCODER_FILE, TOKENIZER_FILE, EncoderScore, read_tokenizer, token_ids
 from muserve.errors import InputError
 
@@ -30,6 +30,8 @@ LEARN_SHARE = 0.6
 MOST_PROMPTS = 15_000
 """All opening prompts of that part, and as many of the later ones, at random."""
 FIRST_ROUND_WEIGHT = 3.0
+TAUGHT_THE_ENCODER = len(PART_NAMES)
+"""The side of the split of rows that the trees may not learn from."""
 _COMPARED = 400
 _SCORED_AT_ONCE = 256
 
@@ -124,15 +126,36 @@ def scores_of(
     prompts: Sequence[str],
     on_progress: Report = lambda step, done, total: None,
 ) -> NDArray[np.float32]:
-    """What serving would see of each prompt, shape (n, scores); on every core there is."""
-    found: list[NDArray[np.float32]] = []
+    """What serving would see of each prompt, shape (n, 1); computed on every core there is."""
+    found: list[float] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(prompts), _SCORED_AT_ONCE):
-            found += pool.map(encoder.scores, prompts[start : start + _SCORED_AT_ONCE])
+            found += pool.map(encoder.score, prompts[start : start + _SCORED_AT_ONCE])
             on_progress("encoder, scores", len(found), len(prompts))
-    return np.array(found, np.float32).reshape(len(prompts), len(encoder.names))
+    return np.array(found, np.float32).reshape(-1, 1)
 
 
-def discard(work: Path) -> None:
-    """Remove the checkpoints once the predictor is written."""
-    shutil.rmtree(work, ignore_errors=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderTier:
+    """``MoreFeatures`` of ``muplan.predictor.training``: an encoder, and its score on the trees' rows."""
+
+    source: Pretrained
+    seed: int
+    work: Path
+    settings: Settings
+    on_progress: Report
+
+    def __call__(self, rows: Rows, table: FeatureTable) -> tuple[Rows, FeatureTable, dict[str, Any]]:
+        """Raises what ``train_encoder`` raises."""
+        made = train_encoder(rows, self.source, self.seed, self.work, self.settings, self.on_progress)
+        left = replace(rows, part=np.where(made.learnt_from, TAUGHT_THE_ENCODER, rows.part))
+        looked_at = (left.part == TRAIN) | (left.part == VALIDATION)
+        values = np.full((len(rows.prompts), 1), np.nan, np.float32)
+        values[looked_at] = scores_of(made.encoder, left.where(looked_at).prompts, self.on_progress)
+        facts = {**made.card, "trees_prompts": int((left.part == TRAIN).sum())}
+        return left, table.with_group(made.encoder, values), {"encoder": facts}
+
+
+def work_directory(output: Path) -> Path:
+    """Where the training of the predictor in ``output`` keeps its checkpoints until it is written."""
+    return output.with_name(output.name + ".encoder")

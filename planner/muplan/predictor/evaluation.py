@@ -27,7 +27,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Figures of one predictor on one set of rows; ``captured_spread``: standard deviation over seeds."""
+    """Figures of one predictor on one set of rows.
+
+    Classes are those of the expected length. ``binary_f1`` is that of "longer than the median",
+    ``five_class_f1`` the mean over the classes. ``captured_spread``: standard deviation over four seeds.
+    """
 
     rows: int
     kendall_tau: float
@@ -35,18 +39,22 @@ class Quality:
     gini: float
     mae_tokens: float
     binary_accuracy: float
+    binary_f1: float
     five_class_accuracy: float
+    five_class_f1: float
     captured: float
     captured_spread: float
 
 
-def judge(tokens: Floats, predicted: Floats, edges: Floats, median: float) -> Quality:
-    """Compare ``predicted`` with true ``tokens``; ``edges`` (4) and ``median`` come from training."""
+def judge(tokens: Floats, predicted: Floats, edges: Floats) -> Quality:
+    """Compare ``predicted`` with true ``tokens``; ``edges`` are p25, p50, p75 and p99 of the train side."""
     try:
         from scipy.stats import kendalltau, spearmanr
     except ModuleNotFoundError as error:
         raise InputError('judging a predictor needs SciPy: pip install "muserve[train]"') from error
     shares = captured_shares(tokens, predicted)
+    long, said_long = tokens > edges[1], predicted > edges[1]
+    classes, said = np.digitize(tokens, edges), np.digitize(predicted, edges)
     constant = bool(np.ptp(predicted) == 0.0 or np.ptp(tokens) == 0.0)
     return Quality(
         rows=len(tokens),
@@ -54,11 +62,19 @@ def judge(tokens: Floats, predicted: Floats, edges: Floats, median: float) -> Qu
         spearman=0.0 if constant else float(spearmanr(predicted, tokens).statistic),
         gini=normalised_gini(tokens, predicted),
         mae_tokens=float(np.abs(tokens - predicted).mean()),
-        binary_accuracy=float(((tokens > median) == (predicted > median)).mean()),
-        five_class_accuracy=float((np.digitize(tokens, edges) == np.digitize(predicted, edges)).mean()),
+        binary_accuracy=float((long == said_long).mean()),
+        binary_f1=_f1(long, said_long),
+        five_class_accuracy=float((classes == said).mean()),
+        five_class_f1=float(np.mean([_f1(classes == c, said == c) for c in np.unique(classes)])),
         captured=float(np.mean(shares)),
         captured_spread=float(np.std(shares)),
     )
+
+
+def _f1(true: NDArray[np.bool_], said: NDArray[np.bool_]) -> float:
+    """Harmonic mean of precision and recall; 0 when nothing was found."""
+    named = int(true.sum() + said.sum())
+    return 2.0 * int((true & said).sum()) / named if named else 0.0
 
 
 def normalised_gini(tokens: Floats, predicted: Floats) -> float:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.predictor.dataset import Exchange
+from muplan.predictor.censoring import expected_tokens
+from muplan.predictor.cleaning import DEFAULT_CLEANING, DEFAULT_LONGEST_TOKENS, Cleaning
+from muplan.predictor.data_files import ProgressReport
+from muplan.predictor.dataset import Exchange, read_exchanges
+from muplan.predictor.prepared import AS_READ, Preparation, read_preparation, read_prepared
 from muserve.errors import InputError
 
-SHORTEST_TOKENS = 2
-LONGEST_TOKENS = 1024
+SHORTEST_TOKENS = DEFAULT_CLEANING.shortest_tokens
+LONGEST_TOKENS = DEFAULT_LONGEST_TOKENS
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PART_NAMES = ("train", "validation", "test")
 _SHARES = (0.7, 0.8)
@@ -23,8 +28,11 @@ _SHARES = (0.7, 0.8)
 class Rows:
     """Parallel columns, one entry an exchange (see ``Exchange`` for what they mean).
 
-    ``tokens``: answer length, at least that where ``censored``; ``group``: rows with one group number
-    share a side of the split; ``part``: TRAIN, VALIDATION or TEST; ``first_round``: opens its conversation.
+    ``tokens``: answer length; where ``censored`` the expected one on the train and validation sides, the
+    one seen on the test side, which is what the request took when it was served. ``group``: rows with one
+    group number share a side of the split; ``part``: TRAIN, VALIDATION or TEST; ``first_round``: opens its
+    conversation.
+    ``preparation``: how they were labelled and cleaned.
     """
 
     prompts: tuple[str, ...]
@@ -37,11 +45,13 @@ class Rows:
     history: tuple[tuple[str, ...], ...]
     history_answer_tokens: tuple[tuple[int, ...], ...]
     served_model: tuple[str, ...]
+    preparation: Preparation = AS_READ
 
     def where(self, keep: NDArray[np.bool_]) -> Rows:
         """The rows for which ``keep`` holds."""
         places = np.flatnonzero(keep).tolist()
-        return Rows(
+        return replace(
+            self,
             prompts=tuple(self.prompts[place] for place in places),
             tokens=self.tokens[keep],
             censored=self.censored[keep],
@@ -55,40 +65,56 @@ class Rows:
         )
 
 
-def make_rows(exchanges: Iterable[Exchange]) -> Rows:
-    """Split ``exchanges``: 70 % train, 10 % validation, 20 % test.
+def read_rows(path: Path | None, on_progress: ProgressReport | None = None) -> Rows:
+    """The rows of ``path``: prepared data as they are, chat data (None: ShareGPT) by the default rule.
+
+    Raises InputError for a file that is neither, or too small to split.
+    """
+    preparation = None if path is None else read_preparation(path)
+    if path is None or preparation is None:
+        return make_rows(read_exchanges(path, on_progress))
+    # What is in a prepared file has passed its own rule.
+    as_is = Cleaning(name="prepared", shortest_tokens=0, longest_tokens=None, keeps_cut=True)
+    return replace(make_rows(read_prepared(path, on_progress), as_is), preparation=preparation)
+
+
+def make_rows(exchanges: Iterable[Exchange], cleaning: Cleaning = DEFAULT_CLEANING) -> Rows:
+    """Split ``exchanges`` that ``cleaning`` keeps: 70 % train, 10 % validation, 20 % test.
 
     Conversations whose opening prompts agree (up to case and white space) form one group, and the
     MD5 of the group's smallest conversation id decides its side, so that no opening prompt of the
-    test side was seen in training. Answers outside SHORTEST_TOKENS..LONGEST_TOKENS and cut ones are
-    left out. Raises InputError when a side of the split stays empty.
+    test side was seen in training. Raises InputError when a side of the split stays empty.
     """
     kept: list[Exchange] = []
     joined = _Groups()
     for exchange in exchanges:
         if exchange.opening:
             joined.join("id " + exchange.conversation, "prompt " + exchange.opening)
-        if SHORTEST_TOKENS <= exchange.answer_tokens <= LONGEST_TOKENS and not exchange.censored:
-            kept.append(replace(exchange, answer=""))
+        cleaned, complaint = cleaning.apply(exchange)
+        if complaint is None:
+            kept.append(replace(cleaned, answer=""))
     names = [joined.name("id " + exchange.conversation) for exchange in kept]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    tokens = np.array([exchange.answer_tokens for exchange in kept], np.float64)
+    censored = np.array([exchange.censored for exchange in kept], np.bool_)
+    part = np.array([_part(name) for name in names], np.int64)
     rows = Rows(
         prompts=tuple(exchange.prompt for exchange in kept),
-        tokens=np.array([exchange.answer_tokens for exchange in kept], np.float64),
-        censored=np.array([exchange.censored for exchange in kept], np.bool_),
+        tokens=np.where(part == TEST, tokens, expected_tokens(tokens, censored, part == TRAIN)),
+        censored=censored,
         group=np.array([numbers[name] for name in names], np.int64),
-        part=np.array([_part(name) for name in names], np.int64),
+        part=part,
         first_round=np.array([exchange.first_round for exchange in kept], np.bool_),
         round=np.array([exchange.round for exchange in kept], np.int64),
         history=tuple(exchange.history for exchange in kept),
         history_answer_tokens=tuple(exchange.history_answer_tokens for exchange in kept),
         served_model=tuple(exchange.served_model for exchange in kept),
     )
-    for part, name in enumerate(PART_NAMES):
-        if not (rows.first_round & (rows.part == part)).any():
+    for side, name in enumerate(PART_NAMES):
+        if not (rows.first_round & (rows.part == side)).any():
             raise InputError(
                 f"the data leave no opening prompt for the {name} side: {len(kept)} usable answers of "
-                f"{SHORTEST_TOKENS} to {LONGEST_TOKENS} tokens are too few"
+                f"{cleaning.kept_answers} are too few"
             )
     return rows
 

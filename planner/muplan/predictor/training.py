@@ -1,67 +1,59 @@
-"""Training the predictor: word scores, then boosted trees, then the head that schedules better."""
+"""Training the predictor: features out of fold, then one formulation's trees, then the graph to serve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.predictor.evaluation import captured_shares
-from muplan.predictor.rows import LONGEST_TOKENS, TRAIN, VALIDATION, Rows
+from muplan.predictor.feature_table import FeatureTable, build_feature_table
+from muplan.predictor.formulations import (
+    CLASS_PERCENTILES,
+    DEFAULT_FORMULATION,
+    FORMULATIONS,
+    Fitted,
+    FittedHead,
+    Lesson,
+    Side,
+)
+from muplan.predictor.rows import LONGEST_TOKENS, TEST, TRAIN, VALIDATION, Rows
 from muplan.predictor.trees_onnx import trees_to_onnx
-from muplan.predictor.word_model import FOLDS, fit_text_score
+from muplan.predictor.word_model import FOLDS
 from muserve.errors import InputError
-from muserve.length_features import TextScore, hand_features
+from muserve.feature_groups import FeatureGroup
+from muserve.length_model import QUANTILES_OUTPUT
 
 if TYPE_CHECKING:
     import onnx
 
-HEADS = ("tokens", "classes")
-"""``tokens``: least squares on the length. ``classes``: five classes scored by expected length."""
-STEPS = FOLDS + 4 + len(HEADS)
-CLASS_PERCENTILES = (25, 50, 75, 99)
-FIRST_ROUND_WEIGHT = 3.0
-MOST_ROUNDS = 400
-PATIENCE = 25
-_TREES: dict[str, Any] = {
-    "num_leaves": 15,
-    "learning_rate": 0.05,
-    "min_data_in_leaf": 40,
-    "feature_fraction": 0.5,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "lambda_l2": 5.0,
-    "deterministic": True,
-    "force_row_wise": True,
-    "num_threads": 2,
-    "verbosity": -1,
-}
+STEPS = FOLDS + 5
+FIRST_ROUND_WEIGHT = 2.0
+_SHARES = (0.7, 0.8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A predictor in memory. ``validation_captured`` is what each head captured on the validation side."""
+    """A predictor in memory; ``edges`` are the lengths at CLASS_PERCENTILES of the train side."""
 
-    text_score: TextScore
+    groups: tuple[FeatureGroup, ...]
     model: onnx.ModelProto
-    head: str
+    formulation: str
     trees: int
-    validation_captured: dict[str, float]
+    quantiles: tuple[float, ...]
     edges: NDArray[np.float64]
     mean_tokens: float
+    more_facts: Mapping[str, Any] = field(default_factory=dict)
+    """Sections of the model card beside the usual ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    booster: Any
-    class_means: NDArray[np.float64] | None
+class MoreFeatures(Protocol):
+    """Gives the rows that may teach the trees, the table with more groups, and more sections of the card."""
 
-    def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
-        raw = np.asarray(self.booster.predict(inputs), np.float64)
-        return raw if self.class_means is None else np.asarray(raw @ self.class_means, np.float64)
+    def __call__(self, rows: Rows, table: FeatureTable) -> tuple[Rows, FeatureTable, dict[str, Any]]: ...
 
 
 def train(
@@ -69,85 +61,73 @@ def train(
     seed: int,
     on_progress: Callable[[str], None] = lambda step: None,
     shuffle_labels: bool = False,
+    formulation: str = DEFAULT_FORMULATION,
+    more_features: MoreFeatures | None = None,
 ) -> Trained:
-    """Learn from the train side, choose the head on the validation side; the test side is not touched.
+    """Learn from the train side, stop early and calibrate on the validation side; the test side is not used.
 
-    All rounds' prompts are learnt from, but the opening ones, which are what is judged, weigh more.
     ``shuffle_labels`` gives every training and validation prompt another one's answer length: a leak
-    check, its predictor must know nothing. Raises InputError when a training library is missing.
+    check, its predictor must know nothing. Raises InputError when a training library is missing or the
+    formulation cannot be served. ``more_features`` may add groups, and take rows away from the trees.
     """
-    _require_libraries()
+    require_libraries()
     rows = _shuffled(rows, seed) if shuffle_labels else rows
-    learn = rows.where(rows.part == TRAIN)
-    check = rows.where((rows.part == VALIDATION) & rows.first_round)
-    text_score, held_out = fit_text_score(learn.prompts, learn.tokens, learn.group, on_progress)
-    on_progress("hand-made features")
-    learn_inputs = np.hstack([_hand(learn), held_out])
-    check_inputs = np.hstack(
-        [_hand(check), np.array([text_score.scores(prompt) for prompt in check.prompts])]
-    )
-    heads: dict[str, _Head] = {}
-    captured: dict[str, float] = {}
-    for name in HEADS:
-        on_progress(f"boosted trees, {name} head")
-        heads[name] = _fit_head(name, learn, learn_inputs, check, check_inputs, seed)
-        captured[name] = float(captured_shares(check.tokens, heads[name].predict(check_inputs)).mean())
-    best = max(HEADS, key=lambda name: captured[name])
-    on_progress(f"exporting the {best} head")
-    booster = heads[best].booster
+    table = build_feature_table(rows, on_progress)
+    taught = rows
+    facts: dict[str, Any] = {}
+    if more_features is not None:
+        taught, table, facts = more_features(rows, table)
+    on_progress(f"boosted trees, {formulation}")
+    fitted = FORMULATIONS[formulation].fit(lesson_of(taught, table, seed))
+    on_progress("exporting")
+    return replace(trained_of(rows, table, fitted, formulation), more_facts=facts)
+
+
+def trained_of(rows: Rows, table: FeatureTable, fitted: Fitted, formulation: str) -> Trained:
+    """``fitted`` on the ``table`` of ``rows`` as the graph that is served."""
+    heads = fitted.tree_heads()
+    quantiles = fitted.quantiles if isinstance(fitted, FittedHead) else ()
+    learn_tokens = rows.tokens[rows.part == TRAIN]
     model = trees_to_onnx(
-        booster.dump_model(num_iteration=booster.best_iteration),
-        learn_inputs.shape[1],
-        float(LONGEST_TOKENS),
-        heads[best].class_means,
+        heads, table.inputs.shape[1], float(LONGEST_TOKENS), QUANTILES_OUTPUT if quantiles else ""
     )
     return Trained(
-        text_score=text_score,
+        groups=table.groups,
         model=model,
-        head=best,
-        trees=int(booster.best_iteration) * (1 if best == "tokens" else len(CLASS_PERCENTILES) + 1),
-        validation_captured=captured,
-        edges=np.percentile(learn.tokens, CLASS_PERCENTILES),
-        mean_tokens=float(learn.tokens[learn.first_round].mean()),
+        formulation=formulation,
+        trees=sum(len(dump["tree_info"]) for head in heads for dump in head.dumps),
+        quantiles=quantiles,
+        edges=np.percentile(learn_tokens, CLASS_PERCENTILES),
+        mean_tokens=float(rows.tokens[(rows.part == TRAIN) & rows.first_round].mean()),
     )
 
 
-def _fit_head(
-    name: str,
-    learn: Rows,
-    learn_inputs: NDArray[np.float32],
-    check: Rows,
-    check_inputs: NDArray[np.float32],
-    seed: int,
-) -> _Head:
-    import lightgbm
+def lesson_of(rows: Rows, table: FeatureTable, seed: int, *groups: str) -> Lesson:
+    """The train and validation sides of ``rows`` with the inputs of ``groups`` (default: all).
 
-    edges = np.percentile(learn.tokens, CLASS_PERCENTILES)
-    settings = {**_TREES, "seed": seed, "objective": "l2"}
-    labels, check_labels, means = learn.tokens, check.tokens, None
-    if name == "classes":
-        labels = np.digitize(learn.tokens, edges).astype(np.float64)
-        check_labels = np.digitize(check.tokens, edges).astype(np.float64)
-        classes = range(len(edges) + 1)
-        overall = learn.tokens.mean()
-        means = np.array(
-            [learn.tokens[labels == c].mean() if (labels == c).any() else overall for c in classes]
-        )
-        settings |= {"objective": "multiclass", "num_class": len(means)}
-    weight = np.where(learn.first_round, FIRST_ROUND_WEIGHT, 1.0)
-    data = lightgbm.Dataset(learn_inputs, labels, weight=weight)
-    booster = lightgbm.train(
-        settings,
-        data,
-        MOST_ROUNDS,
-        valid_sets=[data.create_valid(check_inputs, check_labels)],
-        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+    Opening prompts, which have the least to go by, weigh FIRST_ROUND_WEIGHT times as much.
+    """
+    inputs = table.columns(*groups) if groups else table.inputs
+    weight = np.where(rows.first_round, FIRST_ROUND_WEIGHT, 1.0)
+    learn, check = (
+        Side(inputs=inputs[keep], tokens=rows.tokens[keep], weight=weight[keep])
+        for keep in (rows.part == TRAIN, rows.part == VALIDATION)
     )
-    return _Head(booster, means)
+    return Lesson(learn=learn, check=check, seed=seed)
 
 
-def _hand(rows: Rows) -> NDArray[np.float32]:
-    return np.array([hand_features(prompt) for prompt in rows.prompts], np.float32)
+def resplit(rows: Rows, seed: int) -> Rows:
+    """The rows on other sides, groups kept together, the same shares; seed 0: as they are."""
+    if seed == 0:
+        return rows
+    sides = {int(group): _side(f"{seed} {group}") for group in np.unique(rows.group)}
+    return replace(rows, part=np.array([sides[int(group)] for group in rows.group], np.int64))
+
+
+def _side(name: str) -> int:
+    digest = hashlib.md5(name.encode(), usedforsecurity=False).digest()
+    place = int.from_bytes(digest[:8], "big") / 2.0**64
+    return (TRAIN, VALIDATION, TEST)[sum(place >= share for share in _SHARES)]
 
 
 def _shuffled(rows: Rows, seed: int) -> Rows:
@@ -157,7 +137,8 @@ def _shuffled(rows: Rows, seed: int) -> Rows:
     return replace(rows, tokens=tokens)
 
 
-def _require_libraries() -> None:
+def require_libraries() -> None:
+    """Raise InputError when a library that only training needs is missing."""
     try:
         import lightgbm  # noqa: F401
         import scipy.sparse  # noqa: F401

@@ -7,12 +7,13 @@ between the two down the other branch, so thresholds are rounded down: for 32-bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from muplan.predictor.steps import GraphParts, Step
 
 if TYPE_CHECKING:
     import onnx
@@ -38,48 +39,76 @@ class _Ensemble:
             self.leaves.setdefault(f"target_{key}", []).append(value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeHead:
+    """Boosted trees and what makes a length of them.
+
+    ``dumps`` are LightGBM's ``Booster.dump_model()``; the k raw outputs of a booster (its
+    ``num_tree_per_iteration``) follow those of the boosters before it.
+    """
+
+    dumps: tuple[dict[str, Any], ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def outputs(self) -> int:
+        """How many raw outputs there are."""
+        return sum(int(dump["num_tree_per_iteration"]) for dump in self.dumps)
+
+
 def trees_to_onnx(
-    dump: dict[str, Any], features: int, largest: float, class_means: NDArray[np.float64] | None
+    heads: Sequence[TreeHead], features: int, largest: float, raw_output: str = ""
 ) -> onnx.ModelProto:
     """Graph ``features`` float (n, features) -> ``tokens`` float (n,), within 1..``largest``.
 
-    ``dump`` is LightGBM's ``Booster.dump_model()``. With ``class_means`` the trees are the log-odds of
-    as many classes and the answer is the expected length, the classes' means weighted by probability.
+    ``tokens`` is the mean of what the ``heads`` say. With ``raw_output`` the first head's raw outputs are a
+    second output of that name, (n, outputs).
     """
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    targets = 1 if class_means is None else len(class_means)
-    ensemble = _Ensemble()
-    for number, tree in enumerate(dump["tree_info"]):
-        _add_tree(ensemble, number, number % targets, tree["tree_structure"])
-    trees = helper.make_node("TreeEnsembleRegressor", ["features"], ["trees"], domain="ai.onnx.ml")
-    for name, value in {"n_targets": targets, **ensemble.nodes, **ensemble.leaves}.items():
-        trees.attribute.append(helper.make_attribute(name, value))
-    nodes = [trees]
-    constants: dict[str, NDArray[Any]] = {
-        "least": np.array(1.0, np.float32),
-        "most": np.array(largest, np.float32),
-        "shape": np.array([-1], np.int64),
-    }
-    length = "trees"
-    if class_means is not None:
-        constants["class_means"] = class_means.astype(np.float32)[:, np.newaxis]
-        nodes.append(helper.make_node("Softmax", ["trees"], ["probabilities"], axis=-1))
-        nodes.append(helper.make_node("MatMul", ["probabilities", "class_means"], ["expected"]))
-        length = "expected"
-    nodes.append(helper.make_node("Clip", [length, "least", "most"], ["clipped"]))
-    nodes.append(helper.make_node("Reshape", ["clipped", "shape"], ["tokens"]))
+    parts = GraphParts()
+    raws = [_add_head(parts, head) for head in heads]
+    lengths = [_emit(head.steps, parts, raw) for head, raw in zip(heads, raws, strict=True)]
+    length = lengths[0] if len(lengths) == 1 else parts.add("Mean", lengths)
+    least, most = (parts.constant(np.array(value, np.float32)) for value in (1.0, largest))
+    clipped = parts.add("Clip", [length, least, most])
+    shape = parts.constant(np.array([-1], np.int64))
+    parts.nodes.append(helper.make_node("Reshape", [clipped, shape], ["tokens"]))
+    outputs = [helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["n"])]
+    if raw_output:
+        parts.nodes.append(helper.make_node("Identity", [raws[0]], [raw_output]))
+        width = heads[0].outputs
+        outputs.append(helper.make_tensor_value_info(raw_output, TensorProto.FLOAT, ["n", width]))
     graph = helper.make_graph(
-        nodes,
+        parts.nodes,
         "length_predictor",
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", features])],
-        [helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["n"])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        outputs,
+        [numpy_helper.from_array(value, name) for name, value in parts.constants.items()],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="muserve")
     checker.check_model(model)
     return model
+
+
+def _emit(steps: Sequence[Step], parts: GraphParts, source: str) -> str:
+    for step in steps:
+        source = step.emit(parts, source)
+    return source
+
+
+def _add_head(parts: GraphParts, head: TreeHead) -> str:
+    ensemble = _Ensemble()
+    number = first = 0
+    for dump in head.dumps:
+        width = int(dump["num_tree_per_iteration"])
+        for place, tree in enumerate(dump["tree_info"]):
+            _add_tree(ensemble, number, first + place % width, tree["tree_structure"])
+            number += 1
+        first += width
+    attributes = {"n_targets": head.outputs, **ensemble.nodes, **ensemble.leaves}
+    return parts.add("TreeEnsembleRegressor", ["features"], domain="ai.onnx.ml", **attributes)
 
 
 def _add_tree(ensemble: _Ensemble, number: int, target: int, root: dict[str, Any]) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from muserve.length_features import TextScore, token_hashes
+from muserve.length_features import token_hashes
+from muserve.text_score import TextScore
 
 LARGEST_VOCABULARY = 65_536
 FEWEST_PROMPTS = 3
 RIDGE = 3.0
+LONGER_THAN_PERCENTILES = (10, 25, 50, 75, 90, 95)
 FOLDS = 5
 
 
@@ -77,6 +79,6 @@ def _vocabulary(prompts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.
 
 
 def _targets(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What the words are asked: log length, length, and whether it is a short or a long answer."""
-    low, high = np.percentile(tokens, (25, 75))
-    return np.column_stack([np.log(tokens), tokens / 100.0, tokens < low, tokens > high])
+    """What the words are asked: log length, length, and whether the answer is longer than some lengths."""
+    edges = np.percentile(tokens, LONGER_THAN_PERCENTILES)
+    return np.column_stack([np.log(tokens), tokens / 100.0, tokens[:, np.newaxis] > edges])

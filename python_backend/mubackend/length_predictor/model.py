@@ -27,9 +27,10 @@ class TritonPythonModel:
         """Load the predictor; a wrong setting or file fails the model's load with one sentence."""
         settings = read_settings(args)
         file = settings.text("predictor_file", "")
-        predictor = LengthPredictor.load(settings.node_dir / file if file else None)
+        served_model = settings.text("muserve_model")
+        predictor = LengthPredictor.load(settings.node_dir / file if file else None, served_model)
         predictor.predict("warm up")
-        labels = {"model": settings.text("muserve_model"), "gpu": settings.text("gpu")}
+        labels = {"model": served_model, "gpu": settings.text("gpu")}
         law = ServiceLaw(
             const_ms=settings.number("const_ms"),
             ms_per_token=settings.number("ms_per_token"),

@@ -12,17 +12,21 @@ DEFAULT_MODEL = Path(__file__).parent / "default"
 
 @dataclass(frozen=True, slots=True)
 class LengthPredictor:
-    """Expected answer length of a prompt; deterministic, about a millisecond on one core."""
+    """Expected answer length of a prompt; deterministic, about a millisecond on one core.
+
+    ``served_model`` is who answers: it matters to a predictor that was trained on several models' answers.
+    """
 
     model: LengthModel
+    served_model: str = ""
 
     @classmethod
-    def load(cls, path: Path | None = None) -> LengthPredictor:
+    def load(cls, path: Path | None = None, served_model: str = "") -> LengthPredictor:
         """Open the predictor in directory ``path`` (default: the packaged one).
 
         Raises InputError, naming the file, when it is missing, broken or needs other features.
         """
-        return cls(LengthModel.load(DEFAULT_MODEL if path is None else path))
+        return cls(LengthModel.load(DEFAULT_MODEL if path is None else path), served_model)
 
     @property
     def mean_tokens(self) -> float:
@@ -30,5 +34,8 @@ class LengthPredictor:
         return self.model.mean_tokens
 
     def predict(self, text: str) -> float:
-        """Expected (mean, not most likely class) number of answer tokens, >= 1, for any string."""
-        return self.model.predict(text)
+        """Expected (mean, not most likely class) number of answer tokens, >= 1, for any string.
+
+        A chat written out in a known template is predicted with its history.
+        """
+        return self.model.predict(text, self.served_model)

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mubackend.length_predictor.predictor import DEFAULT_MODEL, LengthPredictor
+from muserve.conversation import TEMPLATES, Conversation, Turn, render_conversation
 from muserve.errors import InputError
-from muserve.length_model import CARD_FILE, MODEL_FILE, TEXT_SCORE_FILE
+from muserve.length_model import CARD_FILE, MODEL_FILE
+from muserve.text_score import TEXT_SCORE_FILE
 
 ANY_CHARACTER = st.characters(exclude_categories=())  # lone surrogates and NUL included
 ASCII_TRAPS = st.sampled_from(
@@ -61,6 +63,36 @@ def test_the_end_of_a_long_prompt_counts(predictor: LengthPredictor) -> None:
     assert brief < extensive
 
 
+BRIEF, LENGTHY = "It is blue.", "It is blue because of how light is scattered in the air. " * 40
+
+
+def chat(answer: str) -> Conversation:
+    asked = Turn("user", "Why is the sky blue?")
+    return Conversation((asked, Turn("assistant", answer), asked, Turn("assistant", answer)), "And at night?")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_is_predicted_by_the_answers_so_far(predictor: LengthPredictor, template: str) -> None:
+    after = {
+        answer: predictor.predict(render_conversation(chat(answer), template)) for answer in (BRIEF, LENGTHY)
+    }
+    assert 2 * after[BRIEF] < after[LENGTHY]
+
+
+def test_every_template_gives_the_same_prediction(predictor: LengthPredictor) -> None:
+    lengths = {predictor.predict(render_conversation(chat(BRIEF), template)) for template in TEMPLATES}
+    assert len(lengths) == 1
+
+
+def test_a_megabyte_of_chat_is_no_harder_than_a_page(predictor: LengthPredictor) -> None:
+    long = Conversation((Turn("user", LENGTHY * 200), Turn("assistant", LENGTHY * 200)), "Go on")
+    for template in TEMPLATES:
+        text = render_conversation(long, template)
+        started = time.thread_time()
+        assert is_length(predictor.predict(text))
+        assert time.thread_time() - started < 0.05
+
+
 def test_a_loaded_copy_predicts_the_same(predictor: LengthPredictor, tmp_path: Path) -> None:
     shutil.copytree(DEFAULT_MODEL, tmp_path / "own")
     own = LengthPredictor.load(tmp_path / "own")
@@ -75,9 +107,11 @@ def test_the_package_stays_small() -> None:
 
 def test_the_card_states_what_was_measured() -> None:
     card = json.loads((DEFAULT_MODEL / CARD_FILE).read_text("utf-8"))
-    single = card["metrics"]["first_round"]
-    assert single["kendall_tau"] >= 0.37
-    assert single["captured"] >= 0.60
+    single, multi = card["metrics"]["single"], card["metrics"]["multi"]
+    assert single["kendall_tau"] >= 0.39
+    assert single["captured"] >= 0.62
+    assert multi["kendall_tau"] >= 0.48
+    assert multi["captured"] >= 0.74
     assert card["command"].startswith("muplan predictor train")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from muplan.predictor.encoder_source import DEFAULT_ENCODER, find_encoder
 from muplan.predictor.encoder_training import Lesson, Settings, epoch_batches, fine_tune, scores
 from muserve.encoder_score import ENCODER_FILE, TOKENIZER_FILE, EncoderScore, token_ids
 from muserve.errors import InputError
-from small_encoder import SPECIAL, WORDS, small_tokenizer
+from small_encoder import WORDS, small_tokenizer
 
 _SETTINGS = Settings(epochs=2, batch=16, learning_rate=5e-3, head_learning_rate=1e-2)
 
@@ -53,25 +52,11 @@ def test_lessons_of_unequal_columns_are_a_bug() -> None:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch = pytest.importorskip("torch", reason="fine-tuning needs torch")
-    transformers = pytest.importorskip("transformers", reason="fine-tuning needs transformers")
-    torch.manual_seed(0)
-    directory = tmp_path_factory.mktemp("pretrained")
-    config = transformers.BertConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=128,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(directory)
-    small_tokenizer().save(str(directory / TOKENIZER_FILE))
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), SPECIAL, strict=True))
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names})
-    )
-    return directory
+    pytest.importorskip("torch", reason="fine-tuning needs torch")
+    pytest.importorskip("transformers", reason="fine-tuning needs transformers")
+    from small_pretrained import write_small_pretrained
+
+    return write_small_pretrained(tmp_path_factory.mktemp("models") / "pretrained")
 
 
 def _lesson(prompts: int = 320) -> Lesson:

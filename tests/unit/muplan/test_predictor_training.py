@@ -16,9 +16,9 @@ from muplan.commands.predictor import command, packaged_predictor
 from muplan.predictor import rows as rows_module
 from muplan.predictor.dataset import read_exchanges
 from muplan.predictor.evaluation import captured_shares, judge, normalised_gini, simulate_jct_s
+from muplan.predictor.feature_table import queries
 from muplan.predictor.rows import TEST, TRAIN, Rows, make_rows
 from muplan.predictor.training import train
-from muplan.predictor.trees_onnx import trees_to_onnx
 from muserve.errors import InputError
 from muserve.length_features import FEATURE_NAMES, hand_features
 from muserve.length_model import LengthModel
@@ -121,9 +121,9 @@ def test_learns_what_can_be_learnt_and_nothing_from_shuffled_labels(rows: Rows) 
     test = rows.where((rows.part == TEST) & rows.first_round)
     taus = []
     for shuffled in (False, True):
-        trained = train(rows, seed=1, shuffle_labels=shuffled)
+        trained = train(rows, seed=1, shuffle_labels=shuffled, formulation="classes")
         model = _in_memory(trained)
-        quality = judge(test.tokens, model.predict_many(test.prompts), trained.edges, float(trained.edges[1]))
+        quality = judge(test.tokens, model.predict_many(queries(test)), trained.edges)
         taus.append(quality.kendall_tau)
     assert taus[0] > 0.75
     assert abs(taus[1]) < 0.12  # 4 standard errors of tau on some 280 rows are 0.16
@@ -135,29 +135,7 @@ def _in_memory(trained: object) -> LengthModel:
     session = onnxruntime.InferenceSession(
         trained.model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return LengthModel(text_score=trained.text_score, session=session, card={})
-
-
-@pytest.mark.parametrize("classes", [1, 3])
-def test_onnx_trees_are_lightgbms_trees(classes: int) -> None:
-    import lightgbm
-    import onnxruntime
-
-    random_ = np.random.default_rng(0)
-    inputs = np.round(random_.normal(size=(3000, 6)), 2).astype(np.float32)  # many values sit on thresholds
-    labels = np.abs(inputs[:, 0]) * 40 + inputs[:, 1] * inputs[:, 2] * 20 + 80
-    settings: dict[str, object] = {"objective": "l2", "verbosity": -1, "num_threads": 1, "seed": 0}
-    means = None
-    if classes > 1:
-        labels = np.digitize(labels, np.percentile(labels, [33, 66])).astype(np.float64)
-        settings |= {"objective": "multiclass", "num_class": classes}
-        means = np.array([20.0, 90.0, 300.0])
-    booster = lightgbm.train(settings, lightgbm.Dataset(inputs, labels), 40)
-    model = trees_to_onnx(booster.dump_model(), inputs.shape[1], 1024.0, means)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (tokens,) = session.run(None, {"features": inputs})
-    raw = booster.predict(inputs)
-    np.testing.assert_allclose(tokens, np.clip(raw if means is None else raw @ means, 1, 1024), rtol=1e-4)
+    return LengthModel(groups=trained.groups, session=session, card={})
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -206,7 +184,18 @@ def test_oracle_captures_all_and_a_constant_nothing() -> None:
 def test_train_then_evaluate_agree_and_repeat(data_file: Path, tmp_path: Path) -> None:
     outputs = []
     for name in ("one", "two"):
-        arguments = ["train", "--data", str(data_file), "-o", str(tmp_path / name), "--seed", "4", "--json"]
+        arguments = [
+            "train",
+            "--data",
+            str(data_file),
+            "-o",
+            str(tmp_path / name),
+            "--seed",
+            "4",
+            "--json",
+            "--formulation",
+            "mse",
+        ]
         result = CliRunner().invoke(command, arguments, catch_exceptions=False)
         assert result.exit_code == 0
         outputs.append(json.loads(result.stdout))
@@ -217,7 +206,7 @@ def test_train_then_evaluate_agree_and_repeat(data_file: Path, tmp_path: Path) -
         ["evaluate", str(tmp_path / "one"), "--data", str(data_file), "--json"],
         catch_exceptions=False,
     )
-    assert json.loads(again.stdout)["first_round"] == outputs[0]["first_round"] == outputs[1]["first_round"]
+    assert json.loads(again.stdout)["multi"] == outputs[0]["multi"] == outputs[1]["multi"]
     assert "Kendall" not in again.stdout
     assert "kendall_tau" in (tmp_path / "one" / "MODEL_CARD.md").read_text("utf-8")
     assert not list(tmp_path.glob("*.partial"))

@@ -19,6 +19,7 @@ from muserve.encoder_score import (
     token_ids,
 )
 from muserve.errors import InputError
+from muserve.length_query import LengthQuery
 from small_encoder import WORDS, small_graph, small_tokenizer, write_small_encoder
 
 _TOKENIZER = small_tokenizer()
@@ -48,7 +49,8 @@ def test_the_score_is_the_graphs_for_every_string(encoder: EncoderScore) -> None
     scores = [encoder.score(text) for text in ("", "write a long story", "\ud800", "\x00", "a" * 1_000_000)]
     assert all(map(math.isfinite, scores))
     assert encoder.score("write a long story") == scores[1] != scores[0]
-    assert encoder.scores("").tolist() == pytest.approx([scores[0]])
+    query = LengthQuery(prompt="write a long story", history=("a", "b"))
+    assert encoder.values(query).tolist() == pytest.approx([scores[1]])
 
 
 def test_the_fingerprint_follows_both_files(tmp_path: Path, encoder: EncoderScore) -> None:
