@@ -162,7 +162,7 @@ def _readable_encoder(encoder: Mapping[str, Any] | None) -> str:
     longest = encoder["settings"]["longest_tokens"]
     name = encoder["pretrained"]
     return f"""- Encoder: `{name}`, fine-tuned on {prompts:,} prompts of its part of the train side; the
-  trees learnt its score on the other part ({encoder["trees_prompts"]:,} prompts). Reads {longest} tokens of
+  trees saw its score on the other part only ({encoder["trees_prompts"]:,} prompts). Reads {longest} tokens of
   the prompt, a quarter from its beginning, the rest from its end, and no history.
 - Kendall tau of the score alone after each epoch (opening prompts of the validation side): {taus}.
   Int8 against fp32 scores: tau {encoder["int8_fp32_tau"]} on {encoder["int8_fp32_prompts"]} prompts.

@@ -1,8 +1,9 @@
 """The ``bert`` tier: an encoder learns from one part of the train side, the trees its score from the rest.
 
 A network knows the prompts it was trained on: there its score is far better than it will be when serving,
-and trees fitted on such rows would trust it too much. So the train side's conversations are parted in two:
-the encoder learns from one part, and only the other part's rows show the trees its score.
+and trees fitted on such scores would trust them too much. So the train side's conversations are parted in
+two: the encoder learns from one part, and only on the other part's rows do the trees see its score. On the
+first part's rows it is missing (NaN, which the trees can split on), so that these still teach the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from muplan.predictor.encoder_onnx import export_int8
 from muplan.predictor.encoder_source import Pretrained
 from muplan.predictor.encoder_training import Lesson, Settings, fine_tune, require_torch
 from muplan.predictor.feature_table import FeatureTable
-from muplan.predictor.rows import PART_NAMES, TRAIN, VALIDATION, Rows
+from muplan.predictor.rows import TRAIN, VALIDATION, Rows
 from muserve.encoder_score import ENCODER_FILE, TOKENIZER_FILE, EncoderScore, read_tokenizer, token_ids
 from muserve.errors import InputError
 
@@ -30,8 +31,6 @@ LEARN_SHARE = 0.6
 MOST_PROMPTS = 15_000
 """All opening prompts of that part, and as many of the later ones, at random."""
 FIRST_ROUND_WEIGHT = 3.0
-TAUGHT_THE_ENCODER = len(PART_NAMES)
-"""The side of the split of rows that the trees may not learn from."""
 _COMPARED = 400
 _SCORED_AT_ONCE = 256
 
@@ -52,7 +51,7 @@ def teaching_rows(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The rows that the encoder learns from, and those of the conversations that are its part, each (n,).
 
-    The second holds the first; the train side's rest is what the trees may learn its score from.
+    The second holds the first; the train side's rest is where the trees may see its score.
     """
     random = np.random.default_rng(seed)
     groups = np.unique(rows.group[rows.part == TRAIN])
@@ -135,9 +134,22 @@ def scores_of(
     return np.array(found, np.float32).reshape(-1, 1)
 
 
+def values_for_trees(
+    encoder: EncoderScore,
+    rows: Rows,
+    learnt_from: NDArray[np.bool_],
+    on_progress: Report = lambda step, done, total: None,
+) -> NDArray[np.float32]:
+    """The encoder's column of the trees' table, shape (n, 1): NaN on what taught it, and on the test side."""
+    shown = ((rows.part == TRAIN) & ~learnt_from) | (rows.part == VALIDATION)
+    values = np.full((len(rows.prompts), 1), np.nan, np.float32)
+    values[shown] = scores_of(encoder, rows.where(shown).prompts, on_progress)
+    return values
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderTier:
-    """``MoreFeatures`` of ``muplan.predictor.training``: an encoder, and its score on the trees' rows."""
+    """``MoreFeatures`` of ``muplan.predictor.training``: an encoder and its score."""
 
     source: Pretrained
     seed: int
@@ -145,15 +157,12 @@ class EncoderTier:
     settings: Settings
     on_progress: Report
 
-    def __call__(self, rows: Rows, table: FeatureTable) -> tuple[Rows, FeatureTable, dict[str, Any]]:
+    def __call__(self, rows: Rows, table: FeatureTable) -> tuple[FeatureTable, dict[str, Any]]:
         """Raises what ``train_encoder`` raises."""
         made = train_encoder(rows, self.source, self.seed, self.work, self.settings, self.on_progress)
-        left = replace(rows, part=np.where(made.learnt_from, TAUGHT_THE_ENCODER, rows.part))
-        looked_at = (left.part == TRAIN) | (left.part == VALIDATION)
-        values = np.full((len(rows.prompts), 1), np.nan, np.float32)
-        values[looked_at] = scores_of(made.encoder, left.where(looked_at).prompts, self.on_progress)
-        facts = {**made.card, "trees_prompts": int((left.part == TRAIN).sum())}
-        return left, table.with_group(made.encoder, values), {"encoder": facts}
+        values = values_for_trees(made.encoder, rows, made.learnt_from, self.on_progress)
+        shown = int((np.isfinite(values[:, 0]) & (rows.part == TRAIN)).sum())
+        return table.with_group(made.encoder, values), {"encoder": {**made.card, "trees_prompts": shown}}
 
 
 def work_directory(output: Path) -> Path:

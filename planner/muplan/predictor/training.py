@@ -51,9 +51,9 @@ class Trained:
 
 
 class MoreFeatures(Protocol):
-    """Gives the rows that may teach the trees, the table with more groups, and more sections of the card."""
+    """Gives the table with more groups, and more sections of the card."""
 
-    def __call__(self, rows: Rows, table: FeatureTable) -> tuple[Rows, FeatureTable, dict[str, Any]]: ...
+    def __call__(self, rows: Rows, table: FeatureTable) -> tuple[FeatureTable, dict[str, Any]]: ...
 
 
 def train(
@@ -68,17 +68,16 @@ def train(
 
     ``shuffle_labels`` gives every training and validation prompt another one's answer length: a leak
     check, its predictor must know nothing. Raises InputError when a training library is missing or the
-    formulation cannot be served. ``more_features`` may add groups, and take rows away from the trees.
+    formulation cannot be served. ``more_features`` may add groups.
     """
     require_libraries()
     rows = _shuffled(rows, seed) if shuffle_labels else rows
     table = build_feature_table(rows, on_progress)
-    taught = rows
     facts: dict[str, Any] = {}
     if more_features is not None:
-        taught, table, facts = more_features(rows, table)
+        table, facts = more_features(rows, table)
     on_progress(f"boosted trees, {formulation}")
-    fitted = FORMULATIONS[formulation].fit(lesson_of(taught, table, seed))
+    fitted = FORMULATIONS[formulation].fit(lesson_of(rows, table, seed))
     on_progress("exporting")
     return replace(trained_of(rows, table, fitted, formulation), more_facts=facts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from hypothesis import strategies as st
 from muplan.commands.predictor import command
 from muplan.predictor.artefact import Origin, write_predictor
 from muplan.predictor.dataset import Exchange, read_exchanges
-from muplan.predictor.encoder_tier import TAUGHT_THE_ENCODER, scores_of, teaching_rows, work_directory
+from muplan.predictor.encoder_tier import scores_of, teaching_rows, values_for_trees, work_directory
 from muplan.predictor.feature_table import FeatureTable
-from muplan.predictor.rows import TRAIN, Rows, make_rows
+from muplan.predictor.rows import TEST, TRAIN, Rows, make_rows
 from muplan.predictor.training import train
 from muserve.encoder_score import ENCODER_FILE, EncoderScore
 from muserve.errors import InputError
@@ -76,6 +75,15 @@ def test_many_prompts_score_as_each_alone(tmp_path: Path) -> None:
     assert scores_of(encoder, []).shape == (0, 1)
 
 
+def test_the_trees_see_no_score_of_what_taught_the_encoder(tmp_path: Path) -> None:
+    encoder = EncoderScore.load(write_small_encoder(tmp_path))
+    _, part = teaching_rows(_ROWS, 1)
+    seen = np.isfinite(values_for_trees(encoder, _ROWS, part)[:, 0])
+    assert not seen[part].any()
+    assert not seen[_ROWS.part == TEST].any()
+    assert seen[~part & (_ROWS.part != TEST)].all()
+
+
 def _chats(count: int) -> list[dict[str, object]]:
     """The answer is long if the prompt says so; the encoder of these tests sees more in it than that."""
     random = np.random.default_rng(1)
@@ -102,12 +110,10 @@ def test_a_predictor_with_an_encoder_is_served_like_any_other(data_file: Path, t
     pytest.importorskip("lightgbm", reason="training needs lightgbm")
     rows = make_rows(read_exchanges(data_file))
     encoder = EncoderScore.load(write_small_encoder(tmp_path / "work"))
-    left: list[Rows] = []
 
-    def add_encoder(rows: Rows, table: FeatureTable) -> tuple[Rows, FeatureTable, dict[str, object]]:
+    def add_encoder(rows: Rows, table: FeatureTable) -> tuple[FeatureTable, dict[str, object]]:
         _, part = teaching_rows(rows, 1)
-        left.append(replace(rows, part=np.where(part, TAUGHT_THE_ENCODER, rows.part)))
-        return left[0], table.with_group(encoder, scores_of(encoder, rows.prompts)), {}
+        return table.with_group(encoder, values_for_trees(encoder, rows, part)), {}
 
     trained = train(rows, seed=1, formulation="mse", more_features=add_encoder)
     output = tmp_path / "predictor"
@@ -116,7 +122,6 @@ def test_a_predictor_with_an_encoder_is_served_like_any_other(data_file: Path, t
     assert model.card["features"]["groups"]["encoder"] == 1
     assert (output / ENCODER_FILE).read_bytes() == (tmp_path / "work" / ENCODER_FILE).read_bytes()
     assert model.predict("please write a long story 5") > 5 * model.predict("please write a short story 5")
-    assert (left[0].part == TRAIN).sum() < 0.5 * (rows.part == TRAIN).sum()
 
     write_small_encoder(output, seed=2)
     with pytest.raises(InputError, match=r"features\.fingerprint is .* train it again"):
