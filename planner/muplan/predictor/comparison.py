@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from muplan.predictor.boosting import Inputs, Lesson
 from muplan.predictor.evaluation import judge
 from muplan.predictor.feature_table import FeatureTable, build_feature_table
-from muplan.predictor.formulations import CLASS_PERCENTILES, FORMULATIONS, FittedPairs, Inputs, Lesson
+from muplan.predictor.formulations import CLASS_PERCENTILES, FORMULATIONS
+from muplan.predictor.pairwise import FittedPairs
 from muplan.predictor.rows import TEST, TRAIN, Rows
 from muplan.predictor.training import lesson_of, require_libraries, resplit
 from muserve.feature_groups import HistoryFeatures, PromptFeatures

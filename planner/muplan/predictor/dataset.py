@@ -22,10 +22,10 @@ from muplan.predictor.data_files import ProgressReport, read_objects
 from muplan.predictor.labels import TOKEN_PIECES, TokenCounter
 from muserve.errors import InputError
 from muserve.history_text import bounded_chars
+from muserve.length_query import REMEMBERED_ANSWERS
 
 _log = logging.getLogger(__name__)
 _SPACE = re.compile(r"\s+")
-REMEMBERED_ANSWERS = 8
 PREPARED_FORMAT = "muserve-prepared-exchanges"
 """What the header of a file by ``muplan.predictor.prepared`` says."""
 

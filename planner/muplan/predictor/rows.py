@@ -17,7 +17,6 @@ from muplan.predictor.dataset import Exchange, read_exchanges
 from muplan.predictor.prepared import AS_READ, Preparation, read_preparation, read_prepared
 from muserve.errors import InputError
 
-SHORTEST_TOKENS = DEFAULT_CLEANING.shortest_tokens
 LONGEST_TOKENS = DEFAULT_LONGEST_TOKENS
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PART_NAMES = ("train", "validation", "test")
@@ -113,8 +112,8 @@ def make_rows(exchanges: Iterable[Exchange], cleaning: Cleaning = DEFAULT_CLEANI
     for side, name in enumerate(PART_NAMES):
         if not (rows.first_round & (rows.part == side)).any():
             raise InputError(
-                f"the data leave no opening prompt for the {name} side: {len(kept)} usable answers of "
-                f"{cleaning.kept_answers} are too few"
+                f"the data leave no opening prompt for the {name} side: {len(kept)} usable answers in "
+                f"{len(numbers)} groups of conversations are too few"
             )
     return rows
 

@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from muplan.predictor.boosting import Fitted, FittedHead, Lesson, Side
 from muplan.predictor.feature_table import FeatureTable, build_feature_table
-from muplan.predictor.formulations import (
-    CLASS_PERCENTILES,
-    DEFAULT_FORMULATION,
-    FORMULATIONS,
-    Fitted,
-    FittedHead,
-    Lesson,
-    Side,
-)
+from muplan.predictor.formulations import CLASS_PERCENTILES, DEFAULT_FORMULATION, FORMULATIONS
 from muplan.predictor.rows import LONGEST_TOKENS, TEST, TRAIN, VALIDATION, Rows
 from muplan.predictor.trees_onnx import trees_to_onnx
 from muplan.predictor.word_model import FOLDS

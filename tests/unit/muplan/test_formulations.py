@@ -11,18 +11,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from muplan.commands.predictor import _FORMULATION_NAMES, command
+from muplan.commands.predictor import command
+from muplan.commands.predictor_options import FORMULATION_NAMES
+from muplan.predictor.boosting import Fitted, Lesson, Side, class_means
 from muplan.predictor.comparison import BASELINES, compare
 from muplan.predictor.evaluation import judge, normalised_gini
 from muplan.predictor.feature_table import FeatureTable, build_feature_table, queries, tokens_per_piece
-from muplan.predictor.formulations import (
-    FORMULATIONS,
-    Fitted,
-    FittedPairs,
-    Lesson,
-    Side,
-    class_means,
-)
+from muplan.predictor.formulations import FORMULATIONS
+from muplan.predictor.pairwise import FittedPairs
 from muplan.predictor.plots import confusion, reliability
 from muplan.predictor.portable import CARD_KEY, NAMES_KEY
 from muplan.predictor.rows import TEST, TRAIN, Rows
@@ -55,7 +51,7 @@ def test_side() -> Side:
 
 
 def test_the_command_offers_exactly_what_there_is() -> None:
-    assert set(_FORMULATION_NAMES) == set(FORMULATIONS)
+    assert set(FORMULATION_NAMES) == set(FORMULATIONS)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +229,7 @@ def chats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_ = random.Random(2)
     path = tmp_path_factory.mktemp("chats") / "chats.json"
     objects = []
-    for number in range(600):
+    for number in range(400):
         turns = []
         words = random_.choice((5, 40, 300))
         for _ in range(random_.choice((1, 2, 3))):

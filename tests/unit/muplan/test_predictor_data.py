@@ -524,6 +524,17 @@ def test_evaluate_takes_raw_and_prepared_data_alike(tmp_path: Path) -> None:
     assert figures[0] == figures[1]
 
 
+def test_the_card_of_a_predictor_says_how_its_data_were_prepared(tmp_path: Path) -> None:
+    lines = [{"prompt": f"{n} lines on {WORDS[n % 6]}", "output_tokens": 3 + n % 90} for n in range(600)]
+    data = written(tmp_path / "log.jsonl", lines)
+    prepare(data, "-o", tmp_path / "out", "--clean", "censored", "--max-tokens", 80)
+    words = ["train", "--data", str(tmp_path / "out"), "-o", str(tmp_path / "predictor")]
+    assert CliRunner().invoke(command, words, catch_exceptions=False).exit_code == 0
+    card = (tmp_path / "predictor" / "MODEL_CARD.md").read_text("utf-8")
+    assert "answers of 2 or more tokens, cut ones as censored" in card
+    assert "Token unit: `muserve.token_pieces`, the one that the replay engine streams" in card
+
+
 def test_nothing_half_written_and_nothing_lost(tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.write_text("years of work", "utf-8")

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muplan.commands.predictor import command, packaged_predictor
+from muplan.commands.predictor import command
+from muplan.commands.predictor_options import packaged_predictor
 from muplan.predictor import rows as rows_module
 from muplan.predictor.dataset import read_exchanges
 from muplan.predictor.evaluation import captured_shares, judge, normalised_gini, simulate_jct_s
