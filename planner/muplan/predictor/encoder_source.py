@@ -36,7 +36,7 @@ class Pretrained:
         logging.disable_progress_bar()
         try:
             # Eager attention: quicker than the fused one for inputs this short on a CPU, and exportable.
-            return AutoModel.from_pretrained(self.place, attn_implementation="eager", dtype="float32")
+            return AutoModel.from_pretrained(self.place, attn_implementation="eager").float()
         except (OSError, ValueError, KeyError) as error:
             raise self._unusable(error) from error
 
