@@ -77,7 +77,8 @@ def fine_tune(
 
     With ``checkpoints`` (a directory) the state after each epoch is kept there, and a later call with
     the same arguments goes on from the last one: to the same result on a CPU, on a GPU with other dropout.
-    ``on_progress`` gets (what, prompts done, in all). Runs on a GPU when there is one. Raises InputError when PyTorch or SciPy is missing.
+    ``on_progress`` gets (what, prompts done, in all). Runs on a GPU when there is one.
+    Raises InputError when PyTorch, transformers or SciPy is missing.
     """
     torch = require_torch()
     from scipy.stats import kendalltau
