@@ -30,9 +30,10 @@ def encoder_tier(
             raise InputError("--encoder and --encoder-epochs: expected --tier bert with them")
         yield None
         return
+    from muplan.predictor.encoder_network import require_torch
     from muplan.predictor.encoder_source import DEFAULT_ENCODER, find_encoder
     from muplan.predictor.encoder_tier import EncoderTier, work_directory
-    from muplan.predictor.encoder_training import Settings, require_torch
+    from muplan.predictor.encoder_training import Settings
 
     require_torch()
     work = work_directory(output)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.architecture.graph import OPSET
-from muplan.predictor.encoder_training import FineTuned, require_torch
+from muplan.predictor.encoder_network import require_torch
+from muplan.predictor.encoder_training import FineTuned
 from muserve.encoder_score import IDS, MASK, SCORE
 from muserve.errors import InputError
 from muserve.one_thread_session import open_one_thread_session

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from muplan.predictor.encoder_network import require_torch
 from muplan.predictor.encoder_onnx import export_int8
 from muplan.predictor.encoder_source import Pretrained
-from muplan.predictor.encoder_training import Lesson, Settings, fine_tune, require_torch
+from muplan.predictor.encoder_training import Lesson, Settings, fine_tune
 from muplan.predictor.feature_table import FeatureTable
 from muplan.predictor.rows import TRAIN, VALIDATION, Rows
 from muserve.encoder_score import ENCODER_FILE, TOKENIZER_FILE, EncoderScore, read_tokenizer, token_ids
