@@ -23,10 +23,10 @@ from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.answers import Answers
 from mubackend.llm_engine.job import Job, Reply
 from mubackend.llm_engine.ledger import Ledger, epoch_ms
-from mubackend.llm_engine.queue import PriorityQueue
 from mubackend.llm_engine.request import GenerationRequest
-from mubackend.llm_engine.settings import EngineSettings, QueueOrder
-from mubackend.metrics import Metrics, Reason
+from mubackend.llm_engine.settings import EngineSettings
+from mubackend.llm_engine.waiting_line import WaitingLine
+from mubackend.metrics import Metrics
 from muserve.errors import MuServeError
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ class ReplayEngine:
         self._arrivals = 0
         self._stopping = False
         # Owned by the worker.
-        self._queue: PriorityQueue[Job] = PriorityQueue()
-        self._undecided: dict[Job, None] = {}
+        self._line = WaitingLine(settings, self._ledger.fell_back)
         self._running: list[Job] = []
         self._finished_s: float | None = None
         self._senders = ThreadPoolExecutor(_SENDERS - 1, thread_name_prefix="replay-sender")
@@ -149,44 +148,17 @@ class ReplayEngine:
                 self._changed.wait()
             # Under the lock, so that a job is always in one of the places where _fail_all looks.
             for job in self._inbox:
-                self._enqueue(job)
+                self._line.add(job)
             self._inbox = []
             resolved, self._resolved = self._resolved, []
             stopping = self._stopping
         for job, prediction in resolved:
-            self._decide(job, prediction)
-        now_s = time.monotonic()
-        for job in [job for job in self._undecided if job.undecided_until_s <= now_s]:
-            self._fall_back(job, Reason.PREDICTOR_LATE)
+            self._line.decide(job, prediction)
+        self._line.give_up_predictions(time.monotonic())
         return not stopping
 
     def _has_work(self) -> bool:
-        return bool(self._queue or self._undecided or self._running)
-
-    def _decide(self, job: Job, prediction: Prediction | None) -> None:
-        if job in self._undecided:
-            if prediction is None:
-                self._fall_back(job, Reason.PREDICTOR_FAILED)
-            else:
-                job.take(prediction)
-                self._enqueue(job)
-                del self._undecided[job]
-        elif prediction is not None and job.priority is None:
-            job.predicted_tokens = prediction.predicted_tokens  # too late for the order, not for the backlog
-
-    def _fall_back(self, job: Job, reason: Reason) -> None:
-        self._ledger.fell_back(reason)
-        job.priority = self._settings.fallback_key(job.arrival_ms)
-        self._enqueue(job)
-        del self._undecided[job]
-
-    def _enqueue(self, job: Job) -> None:
-        if self._settings.queue_order is QueueOrder.FCFS:
-            self._queue.push(job, 0, job.number)
-        elif job.priority is None:
-            self._undecided[job] = None
-        else:
-            self._queue.push(job, job.priority, job.number)
+        return bool(self._line or self._running)
 
     def _drop_cancelled(self) -> None:
         """Ask Triton, which costs a message for each question, seldom enough not to slow the batch."""
@@ -196,13 +168,11 @@ class ReplayEngine:
             if self._is_gone(job):
                 self._running.remove(job)
                 self._end_cancelled(job)
-        waiting = (job for line in (self._queue, self._undecided) for job in line)
-        due = [job for job in waiting if job.check_cancelled_s <= now_s]
+        due = [job for job in self._line if job.check_cancelled_s <= now_s]
         for job in due[:_WAITING_CHECKS]:
             job.check_cancelled_s = now_s + _WAITING_CHECK_S
             if self._is_gone(job):
-                if not self._queue.remove(job):
-                    del self._undecided[job]
+                self._line.remove(job)
                 self._leave_line()
                 self._end_cancelled(job)
 
@@ -221,19 +191,10 @@ class ReplayEngine:
         with self._changed:
             self._waiting -= 1
 
-    def _next_waiting(self) -> Job | None:
-        if self._queue:
-            return self._queue.pop()
-        if self._undecided:
-            job = next(iter(self._undecided))
-            del self._undecided[job]
-            return job
-        return None
-
     def _admit(self) -> None:
         """Fill the free slots and pay the prefill of what came in."""
         admitted: list[Job] = []
-        while len(self._running) < self._settings.slots and (job := self._next_waiting()) is not None:
+        while len(self._running) < self._settings.slots and (job := self._line.next()) is not None:
             self._leave_line()
             self._running.append(job)
             job.check_cancelled_s = min(job.check_cancelled_s, time.monotonic() + _RUNNING_CHECK_S)
@@ -270,7 +231,7 @@ class ReplayEngine:
         self._finished_s = run.finished_s
 
     def _report_load(self) -> None:
-        self._ledger.load([*self._queue, *self._undecided], self._running)
+        self._ledger.load(list(self._line), self._running)
 
     def _end(self, job: Job, code: Code, message: str) -> None:
         try:
@@ -280,10 +241,10 @@ class ReplayEngine:
 
     def _fail_all(self, code: Code, message: str) -> None:
         with self._changed:
-            jobs = [*self._running, *self._queue, *self._undecided, *self._inbox]
+            jobs = [*self._running, *self._line.clear(), *self._inbox]
             self._inbox = []
             self._waiting = 0
-        self._running, self._queue, self._undecided = [], PriorityQueue(), {}
+        self._running = []
         for job in jobs:
             if not job.ended:
                 self._ledger.failed()
