@@ -1,9 +1,7 @@
-"""The ``replay`` engine: continuous batching with real requests and real token streams on virtual time.
+"""The engine of a generative model: requests in order of priority in front of an executor.
 
-One thread owns the batch. Before each iteration it takes new requests in, fills free slots with the
-waiting requests of lowest priority, pays their prefill, then runs one decode step in which every
-running request gets one token (iteration-level scheduling: Yu et al. 2022, Orca). Only the time is virtual:
-a ``VirtualGpu`` says how long each iteration takes at the clock in force.
+One thread owns the batch. Before each step it takes new requests in, lets the waiting ones of lowest
+priority join the running ones as the batching allows, and sends on what the executor then makes of them.
 
 A request without a priority waits for ``resolve`` with a prediction; it is served earlier when a slot
 would stay empty otherwise, and first come, first served when none came in time.
@@ -17,10 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mubackend.device import Device
 from mubackend.failure import Code, RequestError
 from mubackend.length_predictor.service import Prediction
-from mubackend.llm_engine.answers import Answers
+from mubackend.llm_engine.executor import Executor, Output
 from mubackend.llm_engine.job import Job, Reply
 from mubackend.llm_engine.ledger import Ledger, epoch_ms
 from mubackend.llm_engine.queue import PriorityQueue
@@ -35,27 +32,26 @@ _RUNNING_CHECK_S = 0.05
 _WAITING_CHECK_S = 0.25
 _WAITING_CHECKS = 16
 _SENDERS = 4
+_FORMING_CHECK_S = 0.002
 _SHUTDOWN = "the server is shutting down"
 
 
-class ReplayEngine:
+class Engine:
     """Serves requests until ``stop``; every accepted request is ended exactly once.
 
     ``submit`` and ``resolve`` may be called from any thread and never block for long. A failure of the
-    virtual GPU or a bug fails all requests of that moment with INTERNAL, and the engine goes on.
+    executor or a bug fails all requests of that moment with INTERNAL, and the engine goes on.
     """
 
     def __init__(
         self,
         settings: EngineSettings,
-        device: Device,
-        answers: Answers,
+        executor: Executor,
         metrics: Metrics,
         now_ms: Callable[[], int] = epoch_ms,
     ) -> None:
         self._settings = settings
-        self._device = device
-        self._answers = answers
+        self._executor = executor
         self._now_ms = now_ms
         self._ledger = Ledger(settings, metrics, now_ms)
         # Shared between threads, guarded by _changed.
@@ -69,9 +65,8 @@ class ReplayEngine:
         self._queue: PriorityQueue[Job] = PriorityQueue()
         self._undecided: dict[Job, None] = {}
         self._running: list[Job] = []
-        self._finished_s: float | None = None
-        self._senders = ThreadPoolExecutor(_SENDERS - 1, thread_name_prefix="replay-sender")
-        self._worker = threading.Thread(target=self._work, name="replay-engine", daemon=True)
+        self._senders = ThreadPoolExecutor(_SENDERS - 1, thread_name_prefix="engine-sender")
+        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
         """Start the thread that owns the batch."""
@@ -122,6 +117,7 @@ class ReplayEngine:
             self._changed.notify()
         self._worker.join()
         self._senders.shutdown()
+        self._executor.close()
 
     def _work(self) -> None:
         while True:
@@ -144,7 +140,7 @@ class ReplayEngine:
         with self._changed:
             while not (self._stopping or self._inbox or self._has_work()):
                 self._report_load()
-                self._finished_s = None
+                self._executor.idle()
                 self._resolved.clear()  # of jobs that have ended
                 self._changed.wait()
             # Under the lock, so that a job is always in one of the places where _fail_all looks.
@@ -195,6 +191,7 @@ class ReplayEngine:
             job.check_cancelled_s = now_s + _RUNNING_CHECK_S
             if self._is_gone(job):
                 self._running.remove(job)
+                self._executor.cancel(job)
                 self._end_cancelled(job)
         waiting = (job for line in (self._queue, self._undecided) for job in line)
         due = [job for job in waiting if job.check_cancelled_s <= now_s]
@@ -231,43 +228,58 @@ class ReplayEngine:
         return None
 
     def _admit(self) -> None:
-        """Fill the free slots and pay the prefill of what came in."""
+        """Let as many waiting jobs join as the batching allows."""
+        waiting = len(self._queue) + len(self._undecided)
+        if not waiting:
+            return
         admitted: list[Job] = []
-        while len(self._running) < self._settings.slots and (job := self._next_waiting()) is not None:
+        for _ in range(self._room(waiting)):
+            job = self._next_waiting()
+            if job is None:
+                break
             self._leave_line()
             self._running.append(job)
             job.check_cancelled_s = min(job.check_cancelled_s, time.monotonic() + _RUNNING_CHECK_S)
-            job.tokens = self._answers.tokens(job.request.prompt, job.request.sampling)
             admitted.append(job)
         if admitted:
-            self._spend(self._settings.prefill_ms * len(admitted), self._settings.prefill_sensitivity)
+            self._executor.admit(admitted)
+        elif not self._running:
+            self._wait_for_more()
+
+    def _room(self, waiting: int) -> int:
+        jobs = (job for line in (self._queue, self._undecided) for job in line)
+        waited_ms = 0 if self._running else self._now_ms() - min(job.arrival_ms for job in jobs)
+        return self._settings.batches.room(len(self._running), waiting, waited_ms)
+
+    def _wait_for_more(self) -> None:
+        with self._changed:
+            if not (self._stopping or self._inbox or self._resolved):
+                self._changed.wait(_FORMING_CHECK_S)
 
     def _iterate(self) -> None:
-        """One decode step: a token for every running request."""
+        """One step of the executor, and its outputs to the clients."""
         if self._ledger.load_is_due():
             self._report_load()
         if not self._running:
             return
-        self._spend(self._settings.step_ms(len(self._running)), self._settings.decode_sensitivity)
+        outputs = self._executor.step()
         # Sending waits for Triton to take each token: several senders wait at the same time.
-        shares = [self._running[place::_SENDERS] for place in range(_SENDERS)]
-        others = [self._senders.submit(_step_all, share) for share in shares[1:] if share]
-        results = [*_step_all(shares[0]), *(result for other in others for result in other.result())]
-        self._running = [job for job, error in results if error is None and not job.ended]
-        for job, error in results:
-            if error is not None:  # one client's channel; the others go on
+        shares = [outputs[place::_SENDERS] for place in range(_SENDERS)]
+        others = [self._senders.submit(_deliver_all, share) for share in shares[1:] if share]
+        results = [*_deliver_all(shares[0]), *(result for other in others for result in other.result())]
+        for output, error in results:
+            job = output.job
+            if output.failure is not None:
+                self._ledger.failed()
+                self._end(job, output.failure.code, str(output.failure))
+            elif error is not None:  # one client's channel; the others go on
                 logger.warning("a response could not be sent: %s", error)
                 self._ledger.failed()
+                self._executor.cancel(job)
                 self._end(job, Code.INTERNAL, "a response could not be sent")
             elif job.ended:
                 self._ledger.completed(job)
-
-    def _spend(self, latency_ms: float, sensitivity: float) -> None:
-        if not latency_ms:  # an engine without a GPU behind it, to measure the rest
-            return
-        # Sending tokens overlaps with the next step on a real GPU, hence not_before_s.
-        run = self._device.run(latency_ms, sensitivity, not_before_s=self._finished_s)
-        self._finished_s = run.finished_s
+        self._running = [job for job in self._running if not job.ended]
 
     def _report_load(self) -> None:
         self._ledger.load([*self._queue, *self._undecided], self._running)
@@ -283,6 +295,8 @@ class ReplayEngine:
             jobs = [*self._running, *self._queue, *self._undecided, *self._inbox]
             self._inbox = []
             self._waiting = 0
+        for job in self._running:
+            self._executor.cancel(job)
         self._running, self._queue, self._undecided = [], PriorityQueue(), {}
         for job in jobs:
             if not job.ended:
@@ -291,13 +305,14 @@ class ReplayEngine:
         self._report_load()
 
 
-def _step_all(jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
-    """One token for each job, and the error of each that could not be sent."""
-    results: list[tuple[Job, Exception | None]] = []
-    for job in jobs:
+def _deliver_all(outputs: Sequence[Output]) -> list[tuple[Output, Exception | None]]:
+    """Send each output on; with the error of each that could not be sent."""
+    results: list[tuple[Output, Exception | None]] = []
+    for output in outputs:
         try:
-            job.step()
-            results.append((job, None))
+            if output.failure is None:
+                output.job.deliver(output.text, output.tokens, final=output.final)
+            results.append((output, None))
         except Exception as error:
-            results.append((job, error))
+            results.append((output, error))
     return results
