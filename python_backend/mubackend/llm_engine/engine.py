@@ -12,18 +12,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mubackend.failure import Code, RequestError
 from mubackend.length_predictor.service import Prediction
+from mubackend.llm_engine.batching import BatchRule
 from mubackend.llm_engine.executor import Executor, Output
 from mubackend.llm_engine.job import Job, Reply
 from mubackend.llm_engine.ledger import Ledger, epoch_ms
-from mubackend.llm_engine.queue import PriorityQueue
 from mubackend.llm_engine.request import GenerationRequest
-from mubackend.llm_engine.settings import EngineSettings, QueueOrder
-from mubackend.metrics import Metrics, Reason
+from mubackend.llm_engine.settings import EngineSettings
+from mubackend.llm_engine.waiting_line import WaitingLine
+from mubackend.metrics import Metrics
 from muserve.errors import MuServeError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _RUNNING_CHECK_S = 0.05
 _WAITING_CHECK_S = 0.25
 _WAITING_CHECKS = 16
 _SENDERS = 4
-_FORMING_CHECK_S = 0.002
+_FORMING_CHECK_S = 0.002  # how exactly a batch that is not full keeps its delay
 _SHUTDOWN = "the server is shutting down"
 
 
@@ -62,9 +63,13 @@ class Engine:
         self._arrivals = 0
         self._stopping = False
         # Owned by the worker.
-        self._queue: PriorityQueue[Job] = PriorityQueue()
-        self._undecided: dict[Job, None] = {}
+        self._line = WaitingLine(settings, self._ledger.fell_back)
         self._running: list[Job] = []
+        self._unstarted: dict[Job, None] = {}
+        self._batches = BatchRule(
+            batching=settings.batching, slots=executor.capacity, delay_ms=settings.batch_delay_ms
+        )
+        self._executor_has_a_line = executor.capacity > settings.slots
         self._senders = ThreadPoolExecutor(_SENDERS - 1, thread_name_prefix="engine-sender")
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -145,44 +150,17 @@ class Engine:
                 self._changed.wait()
             # Under the lock, so that a job is always in one of the places where _fail_all looks.
             for job in self._inbox:
-                self._enqueue(job)
+                self._line.add(job)
             self._inbox = []
             resolved, self._resolved = self._resolved, []
             stopping = self._stopping
         for job, prediction in resolved:
-            self._decide(job, prediction)
-        now_s = time.monotonic()
-        for job in [job for job in self._undecided if job.undecided_until_s <= now_s]:
-            self._fall_back(job, Reason.PREDICTOR_LATE)
+            self._line.decide(job, prediction)
+        self._line.give_up_predictions(time.monotonic())
         return not stopping
 
     def _has_work(self) -> bool:
-        return bool(self._queue or self._undecided or self._running)
-
-    def _decide(self, job: Job, prediction: Prediction | None) -> None:
-        if job in self._undecided:
-            if prediction is None:
-                self._fall_back(job, Reason.PREDICTOR_FAILED)
-            else:
-                job.take(prediction)
-                self._enqueue(job)
-                del self._undecided[job]
-        elif prediction is not None and job.priority is None:
-            job.predicted_tokens = prediction.predicted_tokens  # too late for the order, not for the backlog
-
-    def _fall_back(self, job: Job, reason: Reason) -> None:
-        self._ledger.fell_back(reason)
-        job.priority = self._settings.fallback_key(job.arrival_ms)
-        self._enqueue(job)
-        del self._undecided[job]
-
-    def _enqueue(self, job: Job) -> None:
-        if self._settings.queue_order is QueueOrder.FCFS:
-            self._queue.push(job, 0, job.number)
-        elif job.priority is None:
-            self._undecided[job] = None
-        else:
-            self._queue.push(job, job.priority, job.number)
+        return bool(self._line or self._running)
 
     def _drop_cancelled(self) -> None:
         """Ask Triton, which costs a message for each question, seldom enough not to slow the batch."""
@@ -192,14 +170,13 @@ class Engine:
             if self._is_gone(job):
                 self._running.remove(job)
                 self._executor.cancel(job)
+                self._have_started([job])
                 self._end_cancelled(job)
-        waiting = (job for line in (self._queue, self._undecided) for job in line)
-        due = [job for job in waiting if job.check_cancelled_s <= now_s]
+        due = [job for job in self._line if job.check_cancelled_s <= now_s]
         for job in due[:_WAITING_CHECKS]:
             job.check_cancelled_s = now_s + _WAITING_CHECK_S
             if self._is_gone(job):
-                if not self._queue.remove(job):
-                    del self._undecided[job]
+                self._line.remove(job)
                 self._leave_line()
                 self._end_cancelled(job)
 
@@ -218,38 +195,39 @@ class Engine:
         with self._changed:
             self._waiting -= 1
 
-    def _next_waiting(self) -> Job | None:
-        if self._queue:
-            return self._queue.pop()
-        if self._undecided:
-            job = next(iter(self._undecided))
-            del self._undecided[job]
-            return job
-        return None
-
     def _admit(self) -> None:
         """Let as many waiting jobs join as the batching allows."""
-        waiting = len(self._queue) + len(self._undecided)
-        if not waiting:
+        if not self._line:
             return
         admitted: list[Job] = []
-        for _ in range(self._room(waiting)):
-            job = self._next_waiting()
+        for _ in range(self._room()):
+            # A slot that would stay empty is not kept from a job that waits for its prediction.
+            job = self._line.next(undecided=len(self._running) < self._settings.slots)
             if job is None:
                 break
-            self._leave_line()
             self._running.append(job)
+            self._unstarted[job] = None
             job.check_cancelled_s = min(job.check_cancelled_s, time.monotonic() + _RUNNING_CHECK_S)
             admitted.append(job)
+        if not self._executor_has_a_line:
+            self._have_started(admitted)
         if admitted:
             self._executor.admit(admitted)
         elif not self._running:
             self._wait_for_more()
 
-    def _room(self, waiting: int) -> int:
-        jobs = (job for line in (self._queue, self._undecided) for job in line)
-        waited_ms = 0 if self._running else self._now_ms() - min(job.arrival_ms for job in jobs)
-        return self._settings.batches.room(len(self._running), waiting, waited_ms)
+    def _room(self) -> int:
+        waited_ms = 0
+        if not self._running:
+            waited_ms = self._now_ms() - min(job.arrival_ms for job in self._line)
+        return self._batches.room(len(self._running), len(self._line), waited_ms)
+
+    def _have_started(self, jobs: Iterable[Job]) -> None:
+        """Jobs that the executor has admitted, and lets wait no longer."""
+        for job in jobs:
+            if job in self._unstarted:
+                del self._unstarted[job]
+                self._leave_line()
 
     def _wait_for_more(self) -> None:
         with self._changed:
@@ -263,6 +241,7 @@ class Engine:
         if not self._running:
             return
         outputs = self._executor.step()
+        self._have_started(output.job for output in outputs)
         # Sending waits for Triton to take each token: several senders wait at the same time.
         shares = [outputs[place::_SENDERS] for place in range(_SENDERS)]
         others = [self._senders.submit(_deliver_all, share) for share in shares[1:] if share]
@@ -282,7 +261,8 @@ class Engine:
         self._running = [job for job in self._running if not job.ended]
 
     def _report_load(self) -> None:
-        self._ledger.load([*self._queue, *self._undecided], self._running)
+        started = [job for job in self._running if job not in self._unstarted]
+        self._ledger.load([*self._line, *self._unstarted], started)
 
     def _end(self, job: Job, code: Code, message: str) -> None:
         try:
@@ -292,12 +272,12 @@ class Engine:
 
     def _fail_all(self, code: Code, message: str) -> None:
         with self._changed:
-            jobs = [*self._running, *self._queue, *self._undecided, *self._inbox]
+            jobs = [*self._running, *self._line.clear(), *self._inbox]
             self._inbox = []
             self._waiting = 0
         for job in self._running:
             self._executor.cancel(job)
-        self._running, self._queue, self._undecided = [], PriorityQueue(), {}
+        self._running, self._unstarted = [], {}
         for job in jobs:
             if not job.ended:
                 self._ledger.failed()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mubackend.llm_engine.batching import Batching, BatchRule
+from mubackend.llm_engine.batching import Batching
 from mubackend.llm_engine.request import DEFAULT_MAX_PROMPT_BYTES
 from mubackend.settings import Settings
 from muserve.errors import InputError
@@ -43,11 +43,6 @@ class EngineSettings:
     ignores_arrival: bool = False
     batching: Batching = Batching.CONTINUOUS
     batch_delay_ms: float = 0.0
-
-    @property
-    def batches(self) -> BatchRule:
-        """How waiting requests join the running ones."""
-        return BatchRule(batching=self.batching, slots=self.slots, delay_ms=self.batch_delay_ms)
 
     def step_ms(self, running: int) -> float:
         """One token step of ``running`` requests at the top clock."""
