@@ -1,9 +1,7 @@
-"""The ``replay`` engine: continuous batching with real requests and real token streams on virtual time.
+"""The engine of a generative model: requests in order of priority in front of an executor.
 
-One thread owns the batch. Before each iteration it takes new requests in, fills free slots with the
-waiting requests of lowest priority, pays their prefill, then runs one decode step in which every
-running request gets one token (iteration-level scheduling: Yu et al. 2022, Orca). Only the time is virtual:
-a ``VirtualGpu`` says how long each iteration takes at the clock in force.
+One thread owns the batch. Before each step it takes new requests in, lets the waiting ones of lowest
+priority join the running ones as the batching allows, and sends on what the executor then makes of them.
 
 A request without a priority waits for ``resolve`` with a prediction; it is served earlier when a slot
 would stay empty otherwise, and first come, first served when none came in time.
@@ -14,13 +12,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mubackend.device import Device
 from mubackend.failure import Code, RequestError
 from mubackend.length_predictor.service import Prediction
-from mubackend.llm_engine.answers import Answers
+from mubackend.llm_engine.batching import BatchRule
+from mubackend.llm_engine.executor import Executor, Output
 from mubackend.llm_engine.job import Job, Reply
 from mubackend.llm_engine.ledger import Ledger, epoch_ms
 from mubackend.llm_engine.request import GenerationRequest
@@ -35,27 +33,26 @@ _RUNNING_CHECK_S = 0.05
 _WAITING_CHECK_S = 0.25
 _WAITING_CHECKS = 16
 _SENDERS = 4
+_FORMING_CHECK_S = 0.002  # how exactly a batch that is not full keeps its delay
 _SHUTDOWN = "the server is shutting down"
 
 
-class ReplayEngine:
+class Engine:
     """Serves requests until ``stop``; every accepted request is ended exactly once.
 
     ``submit`` and ``resolve`` may be called from any thread and never block for long. A failure of the
-    virtual GPU or a bug fails all requests of that moment with INTERNAL, and the engine goes on.
+    executor or a bug fails all requests of that moment with INTERNAL, and the engine goes on.
     """
 
     def __init__(
         self,
         settings: EngineSettings,
-        device: Device,
-        answers: Answers,
+        executor: Executor,
         metrics: Metrics,
         now_ms: Callable[[], int] = epoch_ms,
     ) -> None:
         self._settings = settings
-        self._device = device
-        self._answers = answers
+        self._executor = executor
         self._now_ms = now_ms
         self._ledger = Ledger(settings, metrics, now_ms)
         # Shared between threads, guarded by _changed.
@@ -68,9 +65,13 @@ class ReplayEngine:
         # Owned by the worker.
         self._line = WaitingLine(settings, self._ledger.fell_back)
         self._running: list[Job] = []
-        self._finished_s: float | None = None
-        self._senders = ThreadPoolExecutor(_SENDERS - 1, thread_name_prefix="replay-sender")
-        self._worker = threading.Thread(target=self._work, name="replay-engine", daemon=True)
+        self._unstarted: dict[Job, None] = {}
+        self._batches = BatchRule(
+            batching=settings.batching, slots=executor.capacity, delay_ms=settings.batch_delay_ms
+        )
+        self._executor_has_a_line = executor.capacity > settings.slots
+        self._senders = ThreadPoolExecutor(_SENDERS - 1, thread_name_prefix="engine-sender")
+        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
         """Start the thread that owns the batch."""
@@ -121,6 +122,7 @@ class ReplayEngine:
             self._changed.notify()
         self._worker.join()
         self._senders.shutdown()
+        self._executor.close()
 
     def _work(self) -> None:
         while True:
@@ -143,7 +145,7 @@ class ReplayEngine:
         with self._changed:
             while not (self._stopping or self._inbox or self._has_work()):
                 self._report_load()
-                self._finished_s = None
+                self._executor.idle()
                 self._resolved.clear()  # of jobs that have ended
                 self._changed.wait()
             # Under the lock, so that a job is always in one of the places where _fail_all looks.
@@ -167,6 +169,8 @@ class ReplayEngine:
             job.check_cancelled_s = now_s + _RUNNING_CHECK_S
             if self._is_gone(job):
                 self._running.remove(job)
+                self._executor.cancel(job)
+                self._have_started([job])
                 self._end_cancelled(job)
         due = [job for job in self._line if job.check_cancelled_s <= now_s]
         for job in due[:_WAITING_CHECKS]:
@@ -192,46 +196,73 @@ class ReplayEngine:
             self._waiting -= 1
 
     def _admit(self) -> None:
-        """Fill the free slots and pay the prefill of what came in."""
+        """Let as many waiting jobs join as the batching allows."""
+        if not self._line:
+            return
         admitted: list[Job] = []
-        while len(self._running) < self._settings.slots and (job := self._line.next()) is not None:
-            self._leave_line()
+        for _ in range(self._room()):
+            # A slot that would stay empty is not kept from a job that waits for its prediction.
+            job = self._line.next(undecided=len(self._running) < self._settings.slots)
+            if job is None:
+                break
             self._running.append(job)
+            self._unstarted[job] = None
             job.check_cancelled_s = min(job.check_cancelled_s, time.monotonic() + _RUNNING_CHECK_S)
-            job.tokens = self._answers.tokens(job.request.prompt, job.request.sampling)
             admitted.append(job)
+        if not self._executor_has_a_line:
+            self._have_started(admitted)
         if admitted:
-            self._spend(self._settings.prefill_ms * len(admitted), self._settings.prefill_sensitivity)
+            self._executor.admit(admitted)
+        elif not self._running:
+            self._wait_for_more()
+
+    def _room(self) -> int:
+        waited_ms = 0
+        if not self._running:
+            waited_ms = self._now_ms() - min(job.arrival_ms for job in self._line)
+        return self._batches.room(len(self._running), len(self._line), waited_ms)
+
+    def _have_started(self, jobs: Iterable[Job]) -> None:
+        """Jobs that the executor has admitted, and lets wait no longer."""
+        for job in jobs:
+            if job in self._unstarted:
+                del self._unstarted[job]
+                self._leave_line()
+
+    def _wait_for_more(self) -> None:
+        with self._changed:
+            if not (self._stopping or self._inbox or self._resolved):
+                self._changed.wait(_FORMING_CHECK_S)
 
     def _iterate(self) -> None:
-        """One decode step: a token for every running request."""
+        """One step of the executor, and its outputs to the clients."""
         if self._ledger.load_is_due():
             self._report_load()
         if not self._running:
             return
-        self._spend(self._settings.step_ms(len(self._running)), self._settings.decode_sensitivity)
+        outputs = self._executor.step()
+        self._have_started(output.job for output in outputs)
         # Sending waits for Triton to take each token: several senders wait at the same time.
-        shares = [self._running[place::_SENDERS] for place in range(_SENDERS)]
-        others = [self._senders.submit(_step_all, share) for share in shares[1:] if share]
-        results = [*_step_all(shares[0]), *(result for other in others for result in other.result())]
-        self._running = [job for job, error in results if error is None and not job.ended]
-        for job, error in results:
-            if error is not None:  # one client's channel; the others go on
+        shares = [outputs[place::_SENDERS] for place in range(_SENDERS)]
+        others = [self._senders.submit(_deliver_all, share) for share in shares[1:] if share]
+        results = [*_deliver_all(shares[0]), *(result for other in others for result in other.result())]
+        for output, error in results:
+            job = output.job
+            if output.failure is not None:
+                self._ledger.failed()
+                self._end(job, output.failure.code, str(output.failure))
+            elif error is not None:  # one client's channel; the others go on
                 logger.warning("a response could not be sent: %s", error)
                 self._ledger.failed()
+                self._executor.cancel(job)
                 self._end(job, Code.INTERNAL, "a response could not be sent")
             elif job.ended:
                 self._ledger.completed(job)
-
-    def _spend(self, latency_ms: float, sensitivity: float) -> None:
-        if not latency_ms:  # an engine without a GPU behind it, to measure the rest
-            return
-        # Sending tokens overlaps with the next step on a real GPU, hence not_before_s.
-        run = self._device.run(latency_ms, sensitivity, not_before_s=self._finished_s)
-        self._finished_s = run.finished_s
+        self._running = [job for job in self._running if not job.ended]
 
     def _report_load(self) -> None:
-        self._ledger.load(list(self._line), self._running)
+        started = [job for job in self._running if job not in self._unstarted]
+        self._ledger.load([*self._line, *self._unstarted], started)
 
     def _end(self, job: Job, code: Code, message: str) -> None:
         try:
@@ -244,7 +275,9 @@ class ReplayEngine:
             jobs = [*self._running, *self._line.clear(), *self._inbox]
             self._inbox = []
             self._waiting = 0
-        self._running = []
+        for job in self._running:
+            self._executor.cancel(job)
+        self._running, self._unstarted = [], {}
         for job in jobs:
             if not job.ended:
                 self._ledger.failed()
@@ -252,13 +285,14 @@ class ReplayEngine:
         self._report_load()
 
 
-def _step_all(jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
-    """One token for each job, and the error of each that could not be sent."""
-    results: list[tuple[Job, Exception | None]] = []
-    for job in jobs:
+def _deliver_all(outputs: Sequence[Output]) -> list[tuple[Output, Exception | None]]:
+    """Send each output on; with the error of each that could not be sent."""
+    results: list[tuple[Output, Exception | None]] = []
+    for output in outputs:
         try:
-            job.step()
-            results.append((job, None))
+            if output.failure is None:
+                output.job.deliver(output.text, output.tokens, final=output.final)
+            results.append((output, None))
         except Exception as error:
-            results.append((job, error))
+            results.append((output, error))
     return results

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mubackend.llm_engine.batching import Batching
 from mubackend.llm_engine.request import DEFAULT_MAX_PROMPT_BYTES
 from mubackend.settings import Settings
 from muserve.errors import InputError
@@ -40,6 +41,8 @@ class EngineSettings:
     predictor_timeout_s: float = DEFAULT_PREDICTOR_TIMEOUT_MS / 1000
     max_prompt_bytes: int = DEFAULT_MAX_PROMPT_BYTES
     ignores_arrival: bool = False
+    batching: Batching = Batching.CONTINUOUS
+    batch_delay_ms: float = 0.0
 
     def step_ms(self, running: int) -> float:
         """One token step of ``running`` requests at the top clock."""
@@ -75,5 +78,7 @@ def read_engine_settings(settings: Settings) -> EngineSettings:
         queue_order=QueueOrder(settings.choice("queue_order", tuple(QueueOrder), QueueOrder.SSJF)),
         predictor_timeout_s=settings.number("predictor_timeout_ms", DEFAULT_PREDICTOR_TIMEOUT_MS) / 1000,
         max_prompt_bytes=settings.count("max_prompt_bytes", DEFAULT_MAX_PROMPT_BYTES),
+        batching=Batching(settings.choice("batching", tuple(Batching), Batching.CONTINUOUS)),
+        batch_delay_ms=settings.number("batch_delay_ms", 0.0),
         ignores_arrival=math.isinf(settings.number("alpha", 0.0, infinite=True)),
     )

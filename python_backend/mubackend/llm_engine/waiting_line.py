@@ -54,11 +54,12 @@ class WaitingLine:
         for job in [job for job in self._undecided if job.undecided_until_s <= now_s]:
             self._fall_back(job, Reason.PREDICTOR_LATE)
 
-    def next(self) -> Job | None:
-        """Take out the job that gets a slot; None when nobody waits."""
+    def next(self, *, undecided: bool = True) -> Job | None:
+        """Take out the job that gets a slot; None when nobody waits, or nobody but jobs without a prediction,
+        which are taken if ``undecided``."""
         if self._queue:
             return self._queue.pop()
-        if self._undecided:
+        if undecided and self._undecided:
             job = next(iter(self._undecided))
             del self._undecided[job]
             return job

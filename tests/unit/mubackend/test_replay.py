@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mubackend.device import Device
 from mubackend.failure import Code, RequestError
 from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.answers import Answers
-from mubackend.llm_engine.engine import ReplayEngine
+from mubackend.llm_engine.engine import Engine
+from mubackend.llm_engine.ledger import epoch_ms
+from mubackend.llm_engine.replay import ReplayExecutor
 from mubackend.llm_engine.request import GenerationRequest
 from mubackend.llm_engine.settings import EngineSettings, QueueOrder
 from mubackend.metrics import Reason, RecordedMetrics
@@ -92,6 +95,15 @@ def engine_settings(**changes: object) -> EngineSettings:
     return EngineSettings(**(values | changes))  # type: ignore[arg-type]
 
 
+def replay_engine(
+    settings: EngineSettings,
+    device: Device,
+    metrics: RecordedMetrics,
+    now_ms: Callable[[], int] = epoch_ms,
+) -> Engine:
+    return Engine(settings, ReplayExecutor(settings, device, Answers({})), metrics, now_ms)
+
+
 def request(tokens: int, *, stream: bool = True) -> GenerationRequest:
     sampling = Sampling(max_tokens=tokens, ignore_eos=True)
     return GenerationRequest(prompt="p", stream=stream, prepend_prompt=not stream, sampling=sampling)
@@ -103,7 +115,7 @@ def predicted(priority: int, tokens: float = 3.0) -> Prediction:
 
 @dataclass
 class Rig:
-    engine: ReplayEngine
+    engine: Engine
     device: StepDevice
     metrics: RecordedMetrics
 
@@ -117,9 +129,7 @@ def make() -> Iterator[Callable[..., Rig]]:
 
     def start(**changes: object) -> Rig:
         device, metrics = StepDevice(), RecordedMetrics()
-        engine = ReplayEngine(
-            engine_settings(**changes), device, Answers({}), metrics, lambda: ARRIVAL_MS + 500
-        )
+        engine = replay_engine(engine_settings(**changes), device, metrics, lambda: ARRIVAL_MS + 500)
         engine.start()
         rigs.append(Rig(engine, device, metrics))
         return rigs[-1]
@@ -368,7 +378,7 @@ def test_backlog_is_what_all_slots_together_have_to_do(make: Callable[..., Rig])
 )
 def test_every_request_is_answered_exactly_once(plans: list[tuple[int, int, bool]], slots: int) -> None:
     device, metrics = StepDevice(), RecordedMetrics()
-    engine = ReplayEngine(engine_settings(slots=slots, queue_limit=100), device, Answers({}), metrics)
+    engine = replay_engine(engine_settings(slots=slots, queue_limit=100), device, metrics)
     engine.start()
     device.permits.release(10_000)
     replies = []
@@ -384,7 +394,7 @@ def test_every_request_is_answered_exactly_once(plans: list[tuple[int, int, bool
 
 def test_on_a_virtual_gpu_an_answer_takes_prefill_and_its_tokens(tmp_path: Path) -> None:
     gpu = VirtualGpu.create(tmp_path / "a.vgpu", "V100-16GB", 0, "VGPU-a-0")
-    engine = ReplayEngine(engine_settings(prefill_ms=30.0), gpu, Answers({}), RecordedMetrics())
+    engine = replay_engine(engine_settings(prefill_ms=30.0), gpu, RecordedMetrics())
     engine.start()
     started_s, reply = time.monotonic(), RecordedReply()
     engine.submit(request(20), reply, predicted(1))
