@@ -67,7 +67,7 @@ def write_llm(repository: Path, name: str, alpha: float) -> None:
         "decode_ms": str(MS_PER_TOKEN),
         "decode_sensitivity": "0.2",
         "predictor_model": f"{name}_length_predictor",
-        "queue_order": "ssjf",
+        "queue_order": "aging",
     }
     predicted = tuple(Tensor(name=key, dtype=dtype, dims=(1,)) for key, dtype in _PREDICTED.items())
     optional = tuple(Tensor(name=t.name, dtype=t.dtype, dims=(1,), optional=True) for t in predicted)
