@@ -154,8 +154,13 @@ class Stream:
         while (request := await self._requests.get()) is not None:
             yield request
 
-    def ask(self, model: str, request_id: str, **tensors: Any) -> None:
-        self._requests.put_nowait({"model_name": model, "inputs": inputs(tensors), "request_id": request_id})
+    def ask(
+        self, model: str, request_id: str, *, request_timeout_us: int | None = None, **tensors: Any
+    ) -> None:
+        request = {"model_name": model, "inputs": inputs(tensors), "request_id": request_id}
+        if request_timeout_us is not None:
+            request["timeout"] = request_timeout_us
+        self._requests.put_nowait(request)
 
     async def ends(self, count: int) -> list[tuple[str, str]]:
         """(request id, error or text of the last response) of the next ``count`` requests that end."""

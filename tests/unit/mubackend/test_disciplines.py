@@ -14,10 +14,10 @@ from mubackend.llm_engine.disciplines import (
     Ticket,
     make_discipline,
 )
+from mubackend.llm_engine.order_simulation import Arrival, serve
 from mubackend.llm_engine.recent_values import RecentValues
 from muserve.errors import InputError
 from muserve.queue_order import Order, OrderParameters
-from one_server import Arrival, serve
 
 DEFAULTS = OrderParameters()
 ORDERS = st.sampled_from(Order)
