@@ -55,8 +55,8 @@ class OrderParameters:
     ``class_levels``: of ``classes``. ``bound_quantile``, ``bound_ordinary``, ``bound_extreme``: of
     ``bounded``; a request is overdue when it has waited ``bound_ordinary`` times that quantile of the
     backlogs that earlier requests met, or, if it meets a longer backlog than that quantile, a factor
-    times its own that grows from 1 to ``bound_extreme`` (>= 1). ``standard_share``, ``batch_share``: service that waiting requests
-    of the class get for each unit of service that other classes get.
+    times its own that grows from 1 to ``bound_extreme`` (>= 1). ``standard_share``, ``batch_share``:
+    service that waiting requests of the class get for each unit of service that other classes get.
     """
 
     alpha: float = 30.0
