@@ -337,7 +337,8 @@ def table(cell: dict[str, Any]) -> str:
     place = cell["cell"]
     lines = [
         f"\n{place['slots']} slots, load {place['load']:g}, {place['arrivals']}, rounds 1-{place['rounds']}",
-        f"  {'':14}{'mean s':>8}{'p50':>8}{'p99':>8}{'captured':>16}{'p99/FCFS':>10}{'wait/FCFS':>11}{'pace':>7}",
+        f"  {'':14}{'mean s':>8}{'p50':>8}{'p99':>8}{'captured':>16}{'p99/FCFS':>10}{'wait/FCFS':>11}"
+        f"{'pace':>7}",
     ]
     for name, arm in cell["arms"].items():
         jct, captured = arm["jct_s"], arm["captured"]
