@@ -22,6 +22,7 @@ METRICS = (
     "mu_fallback_total",
     "mu_rejected_total",
     "mu_cancelled_total",
+    "mu_preemptions_total",
 )
 _GAUGE_PERIOD_S = 0.1
 

@@ -14,6 +14,14 @@ from muserve.errors import InputError
 DEFAULT_PREDICTOR_TIMEOUT_MS = 1000.0
 
 
+class EngineKind(StrEnum):
+    """What generates the tokens."""
+
+    REPLAY = "replay"
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+
+
 class QueueOrder(StrEnum):
     """``fcfs`` ignores priorities: the baseline."""
 
@@ -37,6 +45,7 @@ class EngineSettings:
     decode_ms_per_running_request: float
     decode_sensitivity: float
     slo_ms: float
+    kind: EngineKind = EngineKind.REPLAY
     queue_order: QueueOrder = QueueOrder.SSJF
     predictor_timeout_s: float = DEFAULT_PREDICTOR_TIMEOUT_MS / 1000
     max_prompt_bytes: int = DEFAULT_MAX_PROMPT_BYTES
@@ -58,8 +67,8 @@ def read_engine_settings(settings: Settings) -> EngineSettings:
 
     Optional ones: ``alpha`` (the predictor's), ``predictor_timeout_ms``, ``max_prompt_bytes``.
     """
-    settings.choice("engine", ("replay",))
-    if not settings.is_virtual:
+    kind = EngineKind(settings.choice("engine", tuple(EngineKind)))
+    if kind is EngineKind.REPLAY and not settings.is_virtual:
         uuid = settings.text("gpu_uuid", "none")
         raise InputError(
             f"{settings.model}/config.pbtxt: parameters: gpu_uuid: engine replay runs on a virtual GPU "
@@ -75,10 +84,11 @@ def read_engine_settings(settings: Settings) -> EngineSettings:
         decode_ms_per_running_request=settings.number("decode_ms_per_running_request", 0.0),
         decode_sensitivity=settings.number("decode_sensitivity"),
         slo_ms=settings.number("slo_ms"),
+        kind=kind,
         queue_order=QueueOrder(settings.choice("queue_order", tuple(QueueOrder), QueueOrder.SSJF)),
         predictor_timeout_s=settings.number("predictor_timeout_ms", DEFAULT_PREDICTOR_TIMEOUT_MS) / 1000,
         max_prompt_bytes=settings.count("max_prompt_bytes", DEFAULT_MAX_PROMPT_BYTES),
         batching=Batching(settings.choice("batching", tuple(Batching), Batching.CONTINUOUS)),
-        batch_delay_ms=settings.number("batch_delay_ms", 0.0),
+        batch_delay_ms=settings.number("max_queue_delay_ms", 0.0),
         ignores_arrival=math.isinf(settings.number("alpha", 0.0, infinite=True)),
     )

@@ -19,6 +19,7 @@ from mubackend.llm_engine.ledger import epoch_ms
 from mubackend.llm_engine.replay import ReplayExecutor
 from mubackend.llm_engine.request import GenerationRequest
 from mubackend.llm_engine.settings import EngineSettings, QueueOrder
+from mubackend.llm_engine.virtual_time import VirtualTime
 from mubackend.metrics import Reason, RecordedMetrics
 from mubackend.sampling import Sampling
 from muserve.errors import GpuLostError
@@ -101,7 +102,8 @@ def replay_engine(
     metrics: RecordedMetrics,
     now_ms: Callable[[], int] = epoch_ms,
 ) -> Engine:
-    return Engine(settings, ReplayExecutor(settings, device, Answers({})), metrics, now_ms)
+    executor = ReplayExecutor(settings.slots, VirtualTime(settings, device), Answers({}))
+    return Engine(settings, executor, metrics, now_ms)
 
 
 def request(tokens: int, *, stream: bool = True) -> GenerationRequest:
