@@ -48,8 +48,11 @@ def write_model(repository: Path, config: Any, shim: str | None) -> None:
         shutil.copy(Path(mubackend.__file__).parent / shim / "model.py", version)
 
 
-def write_llm(repository: Path, name: str, alpha: float) -> None:
-    """An ensemble ``name`` of predictor and engine; one slot, 5 ms a token."""
+def write_llm(repository: Path, name: str, alpha: float, **changes: str) -> None:
+    """An ensemble ``name`` of predictor and engine; one slot, 5 ms a token.
+
+    ``changes`` are other parameters of the engine; an empty one is left out.
+    """
     common = {
         "muserve_model": name,
         "gpu": "node0/gpu0",
@@ -58,17 +61,22 @@ def write_llm(repository: Path, name: str, alpha: float) -> None:
         "alpha": str(alpha),
     }
     predictor = common | {"const_ms": str(CONST_MS), "ms_per_token": str(MS_PER_TOKEN)}
-    engine = common | {
-        "engine": "replay",
-        "slots": "1",
-        "queue_limit": str(QUEUE_LIMIT),
-        "prefill_ms": str(CONST_MS),
-        "prefill_sensitivity": "0.9",
-        "decode_ms": str(MS_PER_TOKEN),
-        "decode_sensitivity": "0.2",
-        "predictor_model": f"{name}_length_predictor",
-        "queue_order": "ssjf",
-    }
+    engine = (
+        common
+        | {
+            "engine": "replay",
+            "slots": "1",
+            "queue_limit": str(QUEUE_LIMIT),
+            "prefill_ms": str(CONST_MS),
+            "prefill_sensitivity": "0.9",
+            "decode_ms": str(MS_PER_TOKEN),
+            "decode_sensitivity": "0.2",
+            "predictor_model": f"{name}_length_predictor",
+            "queue_order": "ssjf",
+        }
+        | changes
+    )
+    engine = {key: value for key, value in engine.items() if value}
     predicted = tuple(Tensor(name=key, dtype=dtype, dims=(1,)) for key, dtype in _PREDICTED.items())
     optional = tuple(Tensor(name=t.name, dtype=t.dtype, dims=(1,), optional=True) for t in predicted)
     place: dict[str, Any] = {"instances": (Instance(),), "gpu_name": "node0/gpu0"}

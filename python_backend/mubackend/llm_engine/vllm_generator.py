@@ -5,6 +5,7 @@ vLLM runs in the environment that the spec names, on CUDA or, with the package `
 
 from __future__ import annotations
 
+import asyncio
 import locale
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -39,6 +40,7 @@ class VllmGenerator:
         self._cuda_device = cuda_device
         self._count_preemptions = count_preemptions
         self._engine: Any = None
+        self._starting = asyncio.Lock()
 
     async def start(self) -> None:
         """Load the model; InputError when vLLM is missing or refuses it."""
@@ -58,21 +60,34 @@ class VllmGenerator:
             raise InputError(f"vLLM does not load {self._arguments['model']}: {_one_line(error)}") from error
 
     async def generate(self, request: GenerationRequest, name: str, priority: int) -> AsyncIterator[Part]:
-        """The answer in the pieces that vLLM streams."""
+        """The answer in the pieces that vLLM streams.
+
+        When vLLM's process dies the requests of that moment fail, and the next one starts it again.
+        """
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        async with self._starting:
+            if self._engine is None:
+                await self.start()
+        engine = self._engine
         try:
             params = _vllm_params(request.sampling)
-            async for output in self._engine.generate(request.prompt, params, name, priority=priority):
+            async for output in engine.generate(request.prompt, params, name, priority=priority):
                 answer = output.outputs[0]
                 yield Part(text=answer.text, tokens=len(answer.token_ids), final=output.finished)
-        except (TypeError, ValueError) as error:  # vLLM's own types for a bad request are among them
+        except (TypeError, ValueError, VLLMClientError) as error:
             raise invalid(f"vLLM refuses the request: {_one_line(error)}") from error
-        except RuntimeError as error:
-            raise RequestError(Code.INTERNAL, f"vLLM failed: {_one_line(error)}") from error
+        except EngineDeadError as error:
+            if self._engine is engine:
+                await self.stop()
+            raise RequestError(Code.INTERNAL, "vLLM's process has died, a new one will start") from error
 
     async def stop(self) -> None:
         """End vLLM's processes."""
         if self._engine is not None:
             self._engine.shutdown()
+            self._engine = None
 
 
 def _prepare_process(cuda_device: int | None) -> None:
