@@ -81,6 +81,7 @@ class TritonPythonModel:
             exclude_input_in_output=None if excluded is None else bool(excluded),
             sampling_parameters=request.parameters() if sampling is None else sampling,
             max_prompt_bytes=self._settings.max_prompt_bytes,
+            triton_timeout_us=request.timeout(),
         )
         prediction = _given_prediction(request)
         job = self._engine.submit(generation, reply, prediction)

@@ -19,10 +19,12 @@ from mubackend.failure import Code, RequestError
 from mubackend.llm_engine.executor import Output
 from mubackend.llm_engine.job import Job
 from mubackend.llm_engine.request import GenerationRequest
-from mubackend.llm_engine.settings import EngineSettings, QueueOrder
+from mubackend.llm_engine.settings import EngineSettings
+from muserve.queue_order import Order, TrafficClass
 
 logger = logging.getLogger(__name__)
 
+CLASS_MS = 600_000
 _POLL_S = 0.005
 
 
@@ -116,8 +118,10 @@ class AsyncExecutor:
 
     async def _answer(self, job: Job) -> None:
         failure = None
+        arrival = self._settings.fallback_priority(job.arrival_ms)
+        priority = fixed_priority(job, self._settings.queue_order, arrival)
         try:
-            async for part in self._generator.generate(job.request, str(job.number), self._priority(job)):
+            async for part in self._generator.generate(job.request, str(job.number), priority):
                 self._made.put(Output(job=job, text=part.text, tokens=part.tokens, final=part.final))
         except RequestError as error:
             failure = error
@@ -127,10 +131,26 @@ class AsyncExecutor:
         if failure is not None:
             self._made.put(Output(job=job, tokens=0, final=True, failure=failure))
 
-    def _priority(self, job: Job) -> int:
-        if self._settings.queue_order is QueueOrder.FCFS:
-            return 0
-        return self._settings.fallback_key(job.arrival_ms) if job.priority is None else job.priority
+
+def fixed_priority(job: Job, order: Order, without_prediction: int) -> int:
+    """The place of a job among the generator's, lowest first, as one number that cannot change later.
+
+    Orders whose keys change with time (``bounded``, ``relative_cap``, ``hrrn``) cannot be told; they become
+    the virtual finish time that the predictor step computed, as in ``aging``. A traffic class is worth
+    ``CLASS_MS`` of arrival, so that no class waits for ever. ``without_prediction``: of a job without a key.
+    """
+    key = 0.0
+    match order:
+        case Order.FCFS:
+            key = job.arrival_ms
+        case Order.SSJF | Order.ORACLE | Order.CLASSES:
+            key = job.key_ms or 0.0
+        case Order.ADAPTIVE:
+            key = job.arrival_ms + (job.key_ms or 0.0)
+        case _:
+            key = without_prediction if job.priority is None else job.priority
+    level = tuple(TrafficClass).index(job.request.terms.traffic_class)
+    return round(key) + level * CLASS_MS
 
 
 def _merged(outputs: list[Output]) -> list[Output]:

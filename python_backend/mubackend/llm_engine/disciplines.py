@@ -10,6 +10,7 @@ Bounds on waiting are proved in ``docs/decisions/0011-a-bound-that-follows-the-b
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from mubackend.llm_engine.recent_values import RecentValues
 from muserve.queue_order import Order, OrderParameters
 
 BACKLOG_WINDOW = 10_000
+EXTREME_BACKLOG = 3.0
 _LENGTH_WINDOW = 1_000
 
 
@@ -29,6 +31,7 @@ class Ticket:
 
     ``number`` counts arrivals. ``service_ms``: predicted, 0 when unknown. ``backlog_ms``: predicted time
     until first come, first served would have given it a slot. ``mean_service_ms``: of recent requests.
+    ``pace``: actual over predicted service of late; ``backlog_ms`` has it in it, the services do not.
     ``priority``: arrival + alpha x service as the predictor step computed it, None when nobody did.
     """
 
@@ -37,6 +40,7 @@ class Ticket:
     service_ms: float
     backlog_ms: float = 0.0
     mean_service_ms: float = 0.0
+    pace: float = 1.0
     priority: int | None = None
 
 
@@ -46,8 +50,8 @@ Item = TypeVar("Item", bound=Hashable)
 class Discipline(Protocol[Item]):
     """A waiting line. Owned by one thread."""
 
-    def push(self, item: Item, ticket: Ticket) -> None:
-        """Let an item join."""
+    def push(self, item: Item, ticket: Ticket) -> float:
+        """Let an item join; the key it is ordered by, from its arrival on where the order counts time."""
 
     def pop(self, now_ms: float) -> Item:
         """Take out who goes next; IndexError when nobody waits. ``now_ms`` must not go back."""
@@ -64,12 +68,15 @@ class Discipline(Protocol[Item]):
 class KeyOrder(Generic[Item]):
     """Lowest key first; equal keys in order of arrival. ``key`` is asked once for each request."""
 
-    def __init__(self, key: Callable[[Ticket], float]) -> None:
+    def __init__(self, key: Callable[[Ticket], float], *, counts_arrival: bool = False) -> None:
         self._key = key
+        self._counts_arrival = counts_arrival
         self._queue: PriorityQueue[Item] = PriorityQueue()
 
-    def push(self, item: Item, ticket: Ticket) -> None:
-        self._queue.push(item, self._key(ticket), ticket.number)
+    def push(self, item: Item, ticket: Ticket) -> float:
+        key = self._key(ticket)
+        self._queue.push(item, key, ticket.number)
+        return key - ticket.arrival_ms if self._counts_arrival else key
 
     def pop(self, now_ms: float) -> Item:
         return self._queue.pop()
@@ -97,10 +104,12 @@ class DueOrder(Generic[Item]):
         self._overdue: PriorityQueue[Item] = PriorityQueue()
         self._numbers: dict[Item, int] = {}
 
-    def push(self, item: Item, ticket: Ticket) -> None:
+    def push(self, item: Item, ticket: Ticket) -> float:
+        patience_ms = self._patience_ms(ticket)
         self._numbers[item] = ticket.number
         self._shortest.push(item, ticket.service_ms, ticket.number)
-        self._becoming_due.push(item, ticket.arrival_ms + self._patience_ms(ticket), ticket.number)
+        self._becoming_due.push(item, ticket.arrival_ms + patience_ms, ticket.number)
+        return patience_ms
 
     def pop(self, now_ms: float) -> Item:
         while self._becoming_due and self._becoming_due.lowest_key() <= now_ms:
@@ -129,8 +138,9 @@ class HighestResponseRatio(Generic[Item]):
     def __init__(self) -> None:
         self._tickets: dict[Item, Ticket] = {}
 
-    def push(self, item: Item, ticket: Ticket) -> None:
+    def push(self, item: Item, ticket: Ticket) -> float:
         self._tickets[item] = ticket
+        return ticket.service_ms
 
     def pop(self, now_ms: float) -> Item:
         if not self._tickets:
@@ -160,10 +170,10 @@ class BacklogBound:
 
     First come, first served would have let a request wait its ``backlog_ms``. Up to a quantile Q of
     what past requests met, everybody may wait ``ordinary * Q``: the tail of the waiting times stays
-    about that of first come, first served. A request that meets more than Q arrives in an exceptional
-    burst or in an overload; it may wait ``extreme`` times what first come, first served would have
-    let it wait. Backlogs count as past when an arrival finds a free slot, so a lasting overload never
-    becomes the ordinary case.
+    about that of first come, first served. A request that meets a longer backlog b may wait
+    ``factor * b``: from 1 where b is Q, so that the longest waits of ordinary bursts stay what they were,
+    to ``extreme`` where b is ``EXTREME_BACKLOG`` times Q or more, as in an overload. Backlogs count as
+    past when an arrival finds a free slot, so a lasting overload never becomes the ordinary case.
     """
 
     def __init__(self, quantile: float, ordinary: float, extreme: float) -> None:
@@ -182,13 +192,17 @@ class BacklogBound:
         backlog_ms = ticket.backlog_ms
         bound_ms = self._ordinary * self._tail_ms
         if backlog_ms > self._tail_ms:
-            bound_ms = max(bound_ms, self._extreme * backlog_ms)
+            bound_ms = max(bound_ms, self._factor(backlog_ms) * backlog_ms)
         self._episode.append(backlog_ms)
         if not backlog_ms:
             self._past.extend(self._episode)
             self._episode.clear()
             self._tail_ms = self._past.quantile(self._quantile)
-        return max(0.0, bound_ms + ticket.mean_service_ms - ticket.service_ms)
+        return max(0.0, bound_ms + ticket.pace * (ticket.mean_service_ms - ticket.service_ms))
+
+    def _factor(self, backlog_ms: float) -> float:
+        excess = (backlog_ms / self._tail_ms - 1.0) / (EXTREME_BACKLOG - 1.0) if self._tail_ms else 1.0
+        return 1.0 + (self._extreme - 1.0) * min(1.0, excess)
 
 
 class LengthLevels:
@@ -211,7 +225,7 @@ def aged_key(alpha: float) -> Callable[[Ticket], float]:
     def key(ticket: Ticket) -> float:
         if ticket.priority is not None:
             return ticket.priority
-        if alpha == float("inf"):
+        if alpha == math.inf:
             return ticket.service_ms
         return ticket.arrival_ms + alpha * ticket.service_ms
 
@@ -238,9 +252,9 @@ def make_discipline(order: Order, parameters: OrderParameters) -> Discipline[Ite
         case Order.SSJF | Order.ORACLE:
             return KeyOrder(lambda ticket: ticket.service_ms)
         case Order.AGING:
-            return KeyOrder(aged_key(p.alpha))
+            return KeyOrder(aged_key(p.alpha), counts_arrival=p.alpha != math.inf)
         case Order.ADAPTIVE:
-            return KeyOrder(adaptive_key(p.adaptive_factor, p.adaptive_floor))
+            return KeyOrder(adaptive_key(p.adaptive_factor, p.adaptive_floor), counts_arrival=True)
         case Order.CLASSES:
             return KeyOrder(LengthLevels(int(p.class_levels)).level)
         case Order.RELATIVE_CAP:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mubackend.failure import Code, RequestError
+from mubackend.failure import Code, RequestError, invalid
 from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.batching import BatchRule
 from mubackend.llm_engine.executor import Executor, Output
@@ -23,9 +23,10 @@ from mubackend.llm_engine.job import Job, Reply
 from mubackend.llm_engine.ledger import Ledger, epoch_ms
 from mubackend.llm_engine.request import GenerationRequest
 from mubackend.llm_engine.settings import EngineSettings
-from mubackend.llm_engine.waiting_line import WaitingLine
+from mubackend.llm_engine.waiting_line import Slots, WaitingLine
 from mubackend.metrics import Metrics
 from muserve.errors import MuServeError
+from muserve.queue_order import Order
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Engine:
         self._inbox: list[Job] = []
         self._resolved: list[tuple[Job, Prediction | None]] = []
         self._waiting = 0
+        self._expected_wait_ms = 0.0
         self._arrivals = 0
         self._stopping = False
         # Owned by the worker.
@@ -80,8 +82,12 @@ class Engine:
     def submit(self, request: GenerationRequest, reply: Reply, prediction: Prediction | None) -> Job:
         """Accept one request; without ``prediction``, ``resolve`` must follow with the returned job.
 
-        Raises RequestError (UNAVAILABLE) when the queue is full or the engine stops.
+        Raises RequestError: UNAVAILABLE when the queue is full or the engine stops, INVALID_ARGUMENT when
+        the request tells its true length and the engine does not order by it.
         """
+        terms = request.terms
+        if terms.oracle_tokens is not None and self._settings.queue_order is not Order.ORACLE:
+            raise invalid("sampling_parameters: oracle_tokens: only allowed where serving.order is oracle")
         with self._changed:
             if self._stopping:
                 raise RequestError(Code.UNAVAILABLE, _SHUTDOWN)
@@ -98,14 +104,19 @@ class Engine:
                 )
                 if prediction is not None:
                     job.take(prediction)
+                if terms.timeout_ms is not None:
+                    left_ms = terms.timeout_ms - max(0, self._now_ms() - job.arrival_ms)
+                    job.expires_s = time.monotonic() + left_ms / 1000
                 self._waiting += 1
                 self._inbox.append(job)
                 self._changed.notify()
+            wait_s = self._expected_wait_ms / 1000
         if full:
-            self._ledger.rejected()
-            limit = self._settings.queue_limit
+            self._ledger.rejected(terms.traffic_class)
             raise RequestError(
-                Code.UNAVAILABLE, f"the queue of {self._settings.model} is full: {limit} requests are waiting"
+                Code.UNAVAILABLE,
+                f"the queue of {self._settings.model} is full: {self._settings.queue_limit} requests are "
+                f"waiting, expected wait {wait_s:.1f} s",
             )
         return job
 
@@ -129,6 +140,7 @@ class Engine:
             try:
                 if not self._collect():
                     break
+                self._drop_expired()
                 self._drop_cancelled()
                 self._admit()
                 self._iterate()
@@ -148,19 +160,44 @@ class Engine:
                 self._executor.idle()
                 self._resolved.clear()  # of jobs that have ended
                 self._changed.wait()
+            slots = self._slots()
             # Under the lock, so that a job is always in one of the places where _fail_all looks.
             for job in self._inbox:
-                self._line.add(job)
+                self._line.add(job, slots)
             self._inbox = []
             resolved, self._resolved = self._resolved, []
             stopping = self._stopping
         for job, prediction in resolved:
-            self._line.decide(job, prediction)
-        self._line.give_up_predictions(time.monotonic())
+            self._line.decide(job, prediction, slots)
+        self._line.give_up_predictions(time.monotonic(), slots)
+        self._expected_wait_ms = self._line.expected_wait_ms(slots)
         return not stopping
+
+    def _slots(self) -> Slots:
+        left_ms = self._ledger.left_ms(self._running)
+        return Slots(free=self._settings.slots - len(self._running), left_ms=left_ms)
 
     def _has_work(self) -> bool:
         return bool(self._line or self._running)
+
+    def _drop_expired(self) -> None:
+        now_s = time.monotonic()
+        for job in self._line.expired(now_s):
+            self._leave_line()
+            self._end_expired(job)
+        for job in [job for job in self._running if job.expires_s <= now_s]:
+            self._stop_running(job)
+            self._end_expired(job)
+
+    def _stop_running(self, job: Job) -> None:
+        self._running.remove(job)
+        self._executor.cancel(job)
+        self._have_started([job])
+
+    def _end_expired(self, job: Job) -> None:
+        self._ledger.timed_out(job)
+        timeout_ms = job.request.terms.timeout_ms
+        self._end(job, Code.UNAVAILABLE, f"the request's timeout of {timeout_ms:g} ms is over")
 
     def _drop_cancelled(self) -> None:
         """Ask Triton, which costs a message for each question, seldom enough not to slow the batch."""
@@ -168,9 +205,7 @@ class Engine:
         for job in [job for job in self._running if job.check_cancelled_s <= now_s]:
             job.check_cancelled_s = now_s + _RUNNING_CHECK_S
             if self._is_gone(job):
-                self._running.remove(job)
-                self._executor.cancel(job)
-                self._have_started([job])
+                self._stop_running(job)
                 self._end_cancelled(job)
         due = [job for job in self._line if job.check_cancelled_s <= now_s]
         for job in due[:_WAITING_CHECKS]:
@@ -202,7 +237,7 @@ class Engine:
         admitted: list[Job] = []
         for _ in range(self._room()):
             # A slot that would stay empty is not kept from a job that waits for its prediction.
-            job = self._line.next(undecided=len(self._running) < self._settings.slots)
+            job = self._line.next(self._now_ms(), undecided=len(self._running) < self._settings.slots)
             if job is None:
                 break
             self._running.append(job)
@@ -227,7 +262,9 @@ class Engine:
         for job in jobs:
             if job in self._unstarted:
                 del self._unstarted[job]
+                job.started_s = time.monotonic()
                 self._leave_line()
+                self._ledger.started(job)
 
     def _wait_for_more(self) -> None:
         with self._changed:
@@ -249,20 +286,22 @@ class Engine:
         for output, error in results:
             job = output.job
             if output.failure is not None:
-                self._ledger.failed()
+                if output.failure.code is not Code.INVALID_ARGUMENT:
+                    self._ledger.failed(job)
                 self._end(job, output.failure.code, str(output.failure))
             elif error is not None:  # one client's channel; the others go on
                 logger.warning("a response could not be sent: %s", error)
-                self._ledger.failed()
+                self._ledger.failed(job)
                 self._executor.cancel(job)
                 self._end(job, Code.INTERNAL, "a response could not be sent")
             elif job.ended:
                 self._ledger.completed(job)
+                self._line.served(job, 1000 * (time.monotonic() - job.started_s))
         self._running = [job for job in self._running if not job.ended]
 
     def _report_load(self) -> None:
         started = [job for job in self._running if job not in self._unstarted]
-        self._ledger.load([*self._line, *self._unstarted], started)
+        self._ledger.load([*self._line, *self._unstarted], started, self._line.pace)
 
     def _end(self, job: Job, code: Code, message: str) -> None:
         try:
@@ -280,7 +319,7 @@ class Engine:
         self._running, self._unstarted = [], {}
         for job in jobs:
             if not job.ended:
-                self._ledger.failed()
+                self._ledger.failed(job)
                 self._end(job, code, message)
         self._report_load()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,7 +29,9 @@ class Job:
     """A request, its reply, and how far it has come.
 
     ``number`` counts requests in order of arrival. ``sent`` tokens of the answer have been generated.
-    ``predicted_tokens`` is 0 while unknown.
+    ``predicted_tokens`` is 0 while unknown. ``expires_s`` is when its time is up, ``started_s`` when it
+    got its slot (monotonic clock). From the waiting line: ``key_ms``, by which it was ordered; ``wait_ms``
+    until it got a slot; ``promoted``: before a request that was predicted to be shorter.
     """
 
     request: GenerationRequest
@@ -42,6 +45,12 @@ class Job:
     unsent: list[str] = field(default_factory=list)
     ended: bool = False
     check_cancelled_s: float = 0.0
+    expires_s: float = math.inf
+    started_s: float = 0.0
+    service_ms: float = 0.0
+    key_ms: float | None = None
+    wait_ms: float = 0.0
+    promoted: bool = False
 
     def take(self, prediction: Prediction) -> None:
         """Use a prediction; the arrival is the earlier of the two known ones."""

@@ -10,12 +10,16 @@ import pytest
 
 from mubackend.failure import RequestError, invalid
 from mubackend.length_predictor.service import Prediction
-from mubackend.llm_engine.async_executor import AsyncExecutor, Part
+from mubackend.llm_engine.async_executor import AsyncExecutor, Part, fixed_priority
 from mubackend.llm_engine.engine import Engine
+from mubackend.llm_engine.job import Job
 from mubackend.llm_engine.request import GenerationRequest, parse_request
-from mubackend.llm_engine.settings import EngineKind, EngineSettings, QueueOrder
+from mubackend.llm_engine.settings import EngineKind, EngineSettings
 from mubackend.metrics import RecordedMetrics
+from mubackend.sampling import Sampling
+from mubackend.terms import Terms
 from muserve.errors import InputError
+from muserve.queue_order import Order, TrafficClass
 
 ARRIVAL_MS = 1_700_000_000_000
 
@@ -120,7 +124,7 @@ def make() -> Iterator[Callable[..., Rig]]:
         values: dict[str, object] = {
             "model": "llm", "kind": EngineKind.VLLM, "slots": 1, "queue_limit": 4, "prefill_ms": 7.0,
             "prefill_sensitivity": 0.9, "decode_ms": 10.0, "decode_ms_per_running_request": 0.0,
-            "decode_sensitivity": 0.1, "slo_ms": 1000.0,
+            "decode_sensitivity": 0.1, "slo_ms": 1000.0, "queue_order": Order.AGING,
         }  # fmt: skip
         settings = EngineSettings(**(values | changes))  # type: ignore[arg-type]
         generator, metrics = OneByOne(), RecordedMetrics()
@@ -153,11 +157,41 @@ def test_the_generator_orders_what_waits_by_our_priority(make: Callable[..., Rig
     assert all("".join(client.pieces) == "t t " for client in clients)
 
 
-def test_first_come_first_served_hands_over_no_priority(make: Callable[..., Rig]) -> None:
-    rig = make(queue_order=QueueOrder.FCFS)
-    for priority in (30, 10):
-        rig.ask(f"p{priority}", priority)
-    until(lambda: rig.generator.asked == {"p30": 0, "p10": 0})
+def job(number: int, arrival_ms: int, terms: Terms | None = None, **changes: object) -> Job:
+    request = GenerationRequest(
+        prompt="p", stream=True, prepend_prompt=False, sampling=Sampling(), terms=terms or Terms()
+    )
+    made = Job(request=request, reply=Client(), number=number, arrival_ms=arrival_ms, undecided_until_s=0.0)
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("order", "first", "second"),
+    [
+        (Order.FCFS, {"arrival_ms": 1, "priority": 90}, {"arrival_ms": 2, "priority": 5}),
+        (Order.SSJF, {"arrival_ms": 9, "key_ms": 10.0}, {"arrival_ms": 1, "key_ms": 20.0}),
+        (Order.ADAPTIVE, {"arrival_ms": 9, "key_ms": 10.0}, {"arrival_ms": 1, "key_ms": 20.0}),
+        (Order.BOUNDED, {"arrival_ms": 9, "priority": 19}, {"arrival_ms": 1, "priority": 21}),
+        (Order.AGING, {"arrival_ms": 9}, {"arrival_ms": 1, "priority": 21}),
+    ],
+)
+def test_every_order_becomes_one_number(order: Order, first: dict[str, int], second: dict[str, int]) -> None:
+    priorities = [
+        fixed_priority(job(n, **values), order, values["arrival_ms"])
+        for n, values in enumerate((first, second))
+    ]
+    assert priorities[0] < priorities[1]
+
+
+def test_a_traffic_class_is_worth_ten_minutes_and_no_more() -> None:
+    def priority(arrival_ms: int, traffic_class: TrafficClass) -> int:
+        return fixed_priority(job(1, arrival_ms, Terms(traffic_class=traffic_class)), Order.FCFS, 0)
+
+    interactive = priority(10_000_000, TrafficClass.INTERACTIVE)
+    assert interactive < priority(10_000_000 - 599_999, TrafficClass.STANDARD)
+    assert interactive > priority(10_000_000 - 600_001, TrafficClass.STANDARD)
 
 
 def test_what_the_generator_keeps_waiting_counts_against_the_limit(make: Callable[..., Rig]) -> None:

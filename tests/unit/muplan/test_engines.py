@@ -16,8 +16,8 @@ from muserve.errors import InputError
 
 def spec_file(directory: Path, engine: dict[str, Any], **changes: Any) -> SpecFile:
     model = {
-        "name": "llm", "source": "catalog:opt-1.3b", "kind": "generative", "slo_ms": 20_000, "attainment": 0.9,
-        "load": {"rate_rps": 1}, "engine": engine,
+        "name": "llm", "source": "catalog:opt-1.3b", "kind": "generative", "slo_ms": 20_000,
+        "attainment": 0.9, "load": {"rate_rps": 1}, "engine": engine,
     }  # fmt: skip
     gpus = [{"part": "V100-16GB", "count": 1, "virtual": changes.pop("virtual", True)}]
     document = {
@@ -89,8 +89,14 @@ def test_a_replay_engine_is_told_nothing_to_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "expected"),
     [
-        ({"batching": "none", "slots": 2}, "batching none has one request at a time, expected slots 1, got 2"),
-        ({"batching": "continuous", "max_queue_delay_ms": 5}, "max_queue_delay_ms has a meaning for batching"),
+        (
+            {"batching": "none", "slots": 2},
+            "batching none has one request at a time, expected slots 1",
+        ),
+        (
+            {"batching": "continuous", "max_queue_delay_ms": 5},
+            "max_queue_delay_ms has a meaning for",
+        ),
         ({"model": "a/b"}, "engine.model: replay loads nothing, expected no such key"),
         ({"environment": "env"}, "engine.environment: replay loads nothing, expected no such key"),
         ({"name": "transformers"}, "engine.model: expected a Hugging Face id or the path of a directory"),
@@ -98,9 +104,18 @@ def test_a_replay_engine_is_told_nothing_to_load(tmp_path: Path) -> None:
             {"name": "transformers", "model": "none"},
             "engine.model: transformers loads a Hugging Face directory with a config.json, got none",
         ),
-        ({"name": "vllm", "model": "a/b", "batching": "dynamic"}, "engine.batching: vllm batches continuously"),
-        ({"name": "vllm", "model": "a/b", "environment": "none"}, "expected a directory with bin/activate, got"),
-        ({"name": "vllm", "model": "a/b", "answers": "spec.yaml"}, "engine.answers: vllm makes its own answers"),
+        (
+            {"name": "vllm", "model": "a/b", "batching": "dynamic"},
+            "batching: vllm batches continuously",
+        ),
+        (
+            {"name": "vllm", "model": "a/b", "environment": "none"},
+            "expected a directory with bin/activate",
+        ),
+        (
+            {"name": "vllm", "model": "a/b", "answers": "spec.yaml"},
+            "answers: vllm makes its own answers",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(tmp_path: Path, engine: dict[str, Any], expected: str) -> None:
