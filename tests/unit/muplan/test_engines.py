@@ -17,7 +17,7 @@ from muserve.errors import InputError
 def spec_file(directory: Path, engine: dict[str, Any], **changes: Any) -> SpecFile:
     model = {
         "name": "llm", "source": "catalog:opt-1.3b", "kind": "generative", "slo_ms": 20_000,
-        "attainment": 0.9, "load": {"rate_rps": 1}, "engine": engine,
+        "attainment": 0.9, "load": {"rate_rps": 0.05}, "engine": engine,
     }  # fmt: skip
     gpus = [{"part": "V100-16GB", "count": 1, "virtual": changes.pop("virtual", True)}]
     document = {
