@@ -6,8 +6,8 @@ times: synthetic answers (lognormal lengths of real chats) and Poisson arrivals.
 continuous batching can serve with all slots busy; no batching has one slot, the others --slots. Orders are
 --orders; ssjf knows the true lengths. A load that an arm cannot serve grows its queue for as long as the run
 lasts: its completion times are then those of --requests requests and no law.
-Time is virtual but real to wait for, --speed times faster: *busy* is the virtual GPU's share of the run, which
-is near 1 under a backlog unless the machine is too slow. Spreads are standard deviations over --rounds seeds.
+Time is virtual but real to wait for, --speed times faster: *busy* is the virtual GPU's share of the run,
+which is near 1 under a backlog unless the machine is too slow. Spreads: standard deviations over --rounds.
 """
 
 from __future__ import annotations

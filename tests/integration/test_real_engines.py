@@ -74,7 +74,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "max_model_len": "256",
         "EXECUTION_ENV_PATH": environment,
         "prefill_ms": "0.1",
-        "decode_ms": "0.1",
+        "decode_ms": "10",
     }
     write_llm(repository, "one", 30.0, slots="1", **common)
     if engine == "transformers":
@@ -138,27 +138,26 @@ def test_requests_start_in_the_order_of_their_priority(served: Served) -> None:
     async def order() -> list[str]:
         now_ms = time.time_ns() // 1_000_000
         async with stream(served.server) as client:
-            long = json.dumps({"max_tokens": 150, "ignore_eos": True, "temperature": 0})
-            short = json.dumps({"max_tokens": 3, "ignore_eos": True, "temperature": 0})
 
-            def send(name: str, sampling: str, priority: int) -> None:
+            def send(name: str, priority: int, tokens: int) -> None:
                 client.ask(
                     "one_engine",
                     name,
                     text_input="the heron",
-                    sampling_parameters=sampling,
+                    sampling_parameters=json.dumps({"max_tokens": tokens, "ignore_eos": True}),
                     priority=now_ms + priority,
                     predicted_tokens=3.0,
                     arrival_ms=now_ms,
                 )
 
-            send("running", long, 0)
-            await until(lambda: metric(served.server, "mu_predicted_backlog_seconds", "one") > 0)
+            for number in range(3):  # long enough for the rest to come
+                send(f"busy {number}", number, 200)
             for priority in (50, 20, 60, 10, 40, 30):
-                send(str(priority), short, priority)
-            return [name for name, _ in await client.ends(7)]
+                send(str(priority), priority, 3)
+            return [name for name, _ in await client.ends(9)]
 
-    assert asyncio.run(order()) == ["running", "10", "20", "30", "40", "50", "60"]
+    expected = ["busy 0", "busy 1", "busy 2", "10", "20", "30", "40", "50", "60"]
+    assert asyncio.run(order()) == expected
 
 
 def test_a_client_that_goes_frees_its_slot(served: Served) -> None:
