@@ -90,7 +90,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def ask(served: Served, prompt: str, model: str = "one", **body: Any) -> str:
-    status, answer = generate(served.server, model, {"text_input": prompt, **body})
+    status, answer = generate(served.server, model, {"text_input": prompt, **body}, timeout_s=200.0)
     assert status == 200, answer
     text: str = answer["text_output"]
     return text

@@ -209,13 +209,15 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         await asyncio.sleep(0.05)
 
 
-def generate(server: RunningTriton, model: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def generate(
+    server: RunningTriton, model: str, body: Mapping[str, Any], timeout_s: float = 30.0
+) -> tuple[int, dict[str, Any]]:
     """Status and body of Triton's ``generate`` route."""
     request = urllib.request.Request(
         f"{server.http_url}/v2/models/{model}/generate", json.dumps(body).encode()
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         with error:
