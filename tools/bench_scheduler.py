@@ -1,11 +1,11 @@
 """Queue orders against each other on a real Triton: the whole endpoint, replay engine, real prompts.
 
-One arm is one order. Every arm has its own ensemble (length predictor, engine) on one Triton; the arms are
-measured one after another in turns, each on the same seeds: same arrivals, prompts and answers, which are
-those of the test side of the ShareGPT split. The engine's time is virtual but real to wait for: a step with
-all slots busy takes --step-ms for each slot, which keeps the rate of requests the same whatever the number
-of slots. *pace* says whether the machine kept up: it should be the same for all arms. The first part of
-each run (--warm-up) is not measured.
+One arm is one order. Every arm has its own ensemble (length predictor, engine) and virtual GPU on one Triton;
+the arms are measured one after another in turns (or --together), each on the same seeds: same arrivals,
+prompts and answers, which are those of the test side of the ShareGPT split. The engine's time is virtual but
+real to wait for: a step with all slots busy takes --step-ms for each slot, which keeps the rate of requests
+the same whatever the number of slots. *pace* says whether the machine kept up: it should be the same for all
+arms. The first part of each run (--warm-up) is not measured.
 
 *captured*: (FCFS - arm) / (FCFS - oracle) in mean completion time, the oracle knowing each answer's length.
 Completion counts from the planned arrival, predictor and routing included. Spreads are standard deviations
@@ -53,7 +53,9 @@ from muserve.queue_order import PARAMETERS_OF, Order, OrderParameters
 BASELINE, KNOWS = Order.FCFS, Order.ORACLE
 NAME, NODE = "llm", "node0"
 SPEC: dict[str, Any] = {
-    "cluster": {"nodes": [{"name": NODE, "gpus": [{"part": "V100-16GB", "count": 1, "virtual": True}]}]},
+    "cluster": {
+        "nodes": [{"name": NODE, "gpus": [{"part": "V100-16GB", "count": len(Order), "virtual": True}]}]
+    },
     "models": [
         {
             "name": NAME,
@@ -123,6 +125,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="one run of every arm for each")
     parser.add_argument("--step-ms", type=float, default=0.5, help="one token step, for each slot")
     parser.add_argument("--prompts", type=int, default=2000, help="prompts to draw from")
+    parser.add_argument(
+        "--together", action="store_true", help="all arms at once: a busy machine's noise hits all alike"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (.png or .svg)")
     parser.add_argument("--json", action="store_true", help="print report.json's shape")
     options = parser.parse_args()
@@ -188,6 +193,8 @@ def _copy_for(arm: Order, model: Path, slots: int, step_ms: float) -> None:
         "ms_per_token": str(step_ms * slots),
         "queue_order": arm.value,
         "muserve_model": arm.value,
+        "gpu": f"{NODE}/gpu{list(Order).index(arm)}",
+        "gpu_uuid": f"VGPU-{NODE}-{list(Order).index(arm)}",
         "predictor_model": f"{arm.value}_length_predictor",
     }
     numbers = {key: str(getattr(OrderParameters(), key)) for key in PARAMETERS_OF[arm]}
@@ -214,13 +221,15 @@ def _measure(
         asks = plan(cell, prompts, seed, options)
         first = int(options.warm_up * len(asks))
         tokens[seed] = np.array([ask.tokens for ask in asks[first:]], np.float64)
-        for place in range(len(options.arms)):
-            arm = options.arms[(place + turn) % len(options.arms)]
-            with console.status(f"{cell} seed {seed}: {arm.value}, about {asks[-1].at_s:.0f} s"):
-                jct_s, span_s = asyncio.run(_run(triton.grpc_url, arm, asks))
-            runs[arm].append(jct_s[first:])
-            measured_rps[arm].append(len(asks) / span_s)
-            paces[arm].append(_pace(triton.metrics_url, arm))
+        turned = options.arms[turn % len(options.arms) :] + options.arms[: turn % len(options.arms)]
+        for together in [turned] if options.together else [[arm] for arm in turned]:
+            names = ", ".join(arm.value for arm in together)
+            with console.status(f"{cell} seed {seed}: {names}, about {asks[-1].at_s:.0f} s"):
+                done = asyncio.run(_run_together(triton.grpc_url, together, asks))
+            for arm, (jct_s, span_s) in zip(together, done, strict=True):
+                runs[arm].append(jct_s[first:])
+                measured_rps[arm].append(len(asks) / span_s)
+                paces[arm].append(_pace(triton.metrics_url, arm))
     arms: dict[str, Any] = {}
     last = [arm for arm in options.arms if arm not in (BASELINE, Order.BOUNDED)]
     for arm in (BASELINE, *last, *(a for a in options.arms if a is Order.BOUNDED)):
@@ -261,6 +270,10 @@ def plan(cell: Cell, prompts: dict[str, int], seed: int, options: argparse.Names
         Ask(at_s=float(at), prompt=names[place], tokens=int(count))
         for at, place, count in zip(at_s, drawn, tokens, strict=False)
     ]
+
+
+async def _run_together(url: str, arms: Sequence[Order], asks: Sequence[Ask]) -> list[tuple[Floats, float]]:
+    return await asyncio.gather(*(_run(url, arm, asks) for arm in arms))
 
 
 async def _run(url: str, arm: Order, asks: Sequence[Ask]) -> tuple[Floats, float]:

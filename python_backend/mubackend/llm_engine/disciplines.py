@@ -43,6 +43,11 @@ class Ticket:
     pace: float = 1.0
     priority: int | None = None
 
+    @property
+    def work_ms(self) -> float:
+        """The service to reckon with: the mean where it is unknown, and never nothing."""
+        return self.service_ms or self.mean_service_ms or 1.0
+
 
 Item = TypeVar("Item", bound=Hashable)
 
