@@ -247,9 +247,9 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.05, 0.5, 0.9])
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.1, 0.9])
     parser.add_argument("--orders", nargs="+", choices=[o.value for o in Order], default=["fcfs", "ssjf"])
-    parser.add_argument("--requests", type=int, default=60, help="in each run")
+    parser.add_argument("--requests", type=int, default=40, help="in each run")
     parser.add_argument("--rounds", type=int, default=3, help="seeds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--delay-ms", type=float, default=100.0, help="how long a dynamic batch waits")
