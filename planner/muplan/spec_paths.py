@@ -55,6 +55,11 @@ def check_engine(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> 
     spec = spec_file.spec
     target, name = spec.serving.target, model.token_engine.name
     wanted = "vllm" if target is Target.NGC else "replay"
+    if spec.serving.queue == "native" and target is Target.EMBEDDED and name not in (None, "replay"):
+        raise InputError(
+            f"engine.name: {name} of target embedded orders its requests itself, so queue native would order "
+            "them twice: expected queue engine, or replay, which then stands in for an engine that does not"
+        )
     if name not in (None, wanted):
         raise InputError(f"engine.name: target {target.value} has the engine {wanted}, got {name}")
     if target is Target.NGC:

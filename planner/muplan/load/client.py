@@ -65,7 +65,7 @@ class TritonLoadClient:
         Decoupled models can only be reached by a stream. Each request has its own, as from independent
         clients. Raises ServingRequestError when Triton reports an error.
         """
-        import grpc  # type: ignore[import-untyped]
+        import grpc
         from tritonclient.utils import InferenceServerException
 
         inputs = _infer_inputs(

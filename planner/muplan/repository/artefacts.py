@@ -22,6 +22,7 @@ from muplan.repository.contention import oversubscribed_gpus
 from muplan.repository.directory import REPOSITORY_NAME, Artefact
 from muplan.repository.generative import generative_configs
 from muplan.repository.model_config import config_bytes, on_cpu
+from muplan.repository.native_queue import native_configs
 from muplan.repository.single_pass import single_pass_configs
 from muplan.repository.triton_model import TritonModel
 from muplan.repository.vllm import vllm_configs
@@ -52,6 +53,8 @@ def _triton_models(
 ) -> Sequence[TritonModel]:
     if model.kind is ModelKind.SINGLE_PASS:
         return single_pass_configs(plan, model, staged, spec_file, crowded)
+    if spec_file.spec.serving.queue == "native":
+        return native_configs(plan, model, staged, spec_file)
     if plan.target == Target.NGC:
         return vllm_configs(plan, model, staged, spec_file)
     return generative_configs(plan, model, staged, spec_file)

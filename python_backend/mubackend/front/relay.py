@@ -1,0 +1,272 @@
+"""The front: predicts each request, queues it in Triton under its priority and passes the tokens back.
+
+One thread runs an event loop. Each request is a gRPC stream of its own to the ``slots`` model of the same
+server, so that thousands can wait in Triton's queue and each can be cancelled alone: one that still waits
+there leaves the queue, one that runs is told to its slot.
+
+Triton bounds a native queue for each priority level only, and here nearly every request has a level of its
+own. So the bound is kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from mubackend.failure import Code, RequestError
+from mubackend.front.account import Account
+from mubackend.front.forward import Array, advice_tensors, answer_texts, infer_request, native_priority
+from mubackend.length_predictor.service import Prediction
+from mubackend.priority import predicted_service_ms, virtual_finish_ms
+
+logger = logging.getLogger(__name__)
+
+_CHECK_S = 0.05
+_WAITING_CHECKS = 16
+_LOAD_PERIOD_S = 0.25
+_SHUTDOWN = "the server is shutting down"
+# Metadata that makes Triton end a stream with the error's own code instead of a message in a response.
+_WITH_CODES = (("triton_grpc_error", "true"),)
+_UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_CODES = {
+    grpc.StatusCode.INVALID_ARGUMENT: Code.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAVAILABLE: Code.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED: Code.CANCELLED,
+}
+
+
+class Way(Protocol):
+    """The way back to one client."""
+
+    def send(self, texts: Array) -> None:
+        """Send one response."""
+
+    def finish(self) -> None:
+        """Say that the answer is whole."""
+
+    def fail(self, code: Code, message: str) -> None:
+        """Send an error as the last response."""
+
+    def cancelled(self) -> bool:
+        """Whether the client has gone; costs a message to Triton."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontSettings:
+    """``slots``: requests the engine takes at once; ``queue_limit``: how many more may wait.
+
+    ``advises``: whether the engine takes the prediction as tensors. Times are those of one request at the
+    top clock, for the wait that a refused client is told and for the backlog.
+    """
+
+    model: str
+    url: str
+    slots_model: str
+    slots: int
+    queue_limit: int
+    const_ms: float
+    ms_per_token: float
+    alpha: float
+    advises: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Passage:
+    """A request on its way: ``call`` once it is in Triton's queue, ``running`` from its first token on."""
+
+    way: Way
+    call: Any = None
+    service_ms: float = 0.0
+    running: bool = False
+    cancelled: bool = False
+    checked_s: float = 0.0
+
+
+class Front:
+    """Passes requests on until ``stop``; every accepted request is ended exactly once."""
+
+    def __init__(self, settings: FrontSettings, account: Account, now_ms: Callable[[], int]) -> None:
+        self._settings = settings
+        self._account = account
+        self._now_ms = now_ms
+        self._passages: dict[_Passage, None] = {}
+        self._accepted = 0
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._questions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor-question")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="front", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread of the event loop."""
+        self._thread.start()
+
+    def submit(
+        self, request_id: str, tensors: Mapping[str, Array], predict: Callable[[], Prediction], way: Way
+    ) -> None:
+        """Accept one request with the client's ``tensors``; ``predict`` asks the predictor and may fail.
+
+        Raises RequestError (UNAVAILABLE) when the queue is full or the front stops. Returns at once.
+        """
+        arrival_ms = self._now_ms()
+        with self._lock:
+            if self._stopping:
+                raise RequestError(Code.UNAVAILABLE, _SHUTDOWN)
+            full = self._accepted >= self._settings.slots + self._settings.queue_limit
+            if not full:
+                self._accepted += 1
+                asyncio.run_coroutine_threadsafe(
+                    self._pass(request_id, tensors, predict, way, arrival_ms), self._loop
+                )
+        if full:
+            self._account.rejected()
+            wait_s = self._backlog_ms(list(self._passages)) / 1000
+            raise RequestError(
+                Code.UNAVAILABLE,
+                f"the queue of {self._settings.model} is full: {self._settings.queue_limit} requests are "
+                f"waiting, expected wait {wait_s:.1f} s",
+            )
+
+    def stop(self) -> None:
+        """End everything with UNAVAILABLE, and the thread. Call it once."""
+        with self._lock:
+            self._stopping = True
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+        self._questions.shutdown(cancel_futures=True)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._main())
+        finally:
+            self._loop.close()
+
+    async def _main(self) -> None:
+        self._ended = asyncio.Event()
+        async with grpc.aio.insecure_channel(self._settings.url, options=_UNLIMITED) as channel:
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            watch = asyncio.create_task(self._watch())
+            await self._ended.wait()
+            watch.cancel()
+            passing = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in passing:
+                task.cancel()
+            await asyncio.gather(*passing, return_exceptions=True)
+
+    async def _pass(
+        self,
+        request_id: str,
+        tensors: Mapping[str, Array],
+        predict: Callable[[], Prediction],
+        way: Way,
+        arrival_ms: int,
+    ) -> None:
+        passage = _Passage(way, checked_s=time.monotonic())
+        self._passages[passage] = None
+        try:
+            await self._answer(passage, request_id, tensors, predict, arrival_ms)
+        except asyncio.CancelledError:
+            if passage.cancelled:
+                self._account.cancelled(reached_engine=passage.running)
+                _tell(way, Code.CANCELLED, "the client cancelled the request")
+            else:
+                self._account.failed(reached_engine=passage.running)
+                _tell(way, Code.UNAVAILABLE, _SHUTDOWN)
+        except grpc.aio.AioRpcError as error:
+            self._account.failed(reached_engine=passage.running)
+            code = _CODES.get(error.code(), Code.INTERNAL)
+            _tell(way, code, error.details() or f"the queue failed: {error.code().name}")
+        except Exception as error:
+            logger.exception("the front failed")
+            self._account.failed(reached_engine=passage.running)
+            _tell(way, Code.INTERNAL, f"the front failed: {type(error).__name__}")
+        finally:
+            del self._passages[passage]
+            with self._lock:
+                self._accepted -= 1
+
+    async def _answer(
+        self,
+        passage: _Passage,
+        request_id: str,
+        tensors: Mapping[str, Array],
+        predict: Callable[[], Prediction],
+        arrival_ms: int,
+    ) -> None:
+        prediction = await self._predicted(predict, arrival_ms)
+        settings = self._settings
+        passage.service_ms = predicted_service_ms(
+            settings.const_ms, settings.ms_per_token, max(1.0, prediction.predicted_tokens)
+        )
+        sent = {**tensors, **advice_tensors(prediction)} if settings.advises else tensors
+        request = infer_request(settings.slots_model, request_id, sent, native_priority(prediction.priority))
+        passage.call = self._stub.ModelStreamInfer(iter([request]), metadata=_WITH_CODES)
+        async for message in passage.call:
+            if message.error_message:  # of a server too old for codes
+                self._account.failed(reached_engine=passage.running)
+                passage.way.fail(Code.INTERNAL, message.error_message)
+                return
+            passage.running = True
+            texts = answer_texts(message.infer_response)
+            if texts is not None:
+                passage.way.send(texts)
+        self._account.completed(prediction.arrival_ms)
+        passage.way.finish()
+
+    async def _predicted(self, predict: Callable[[], Prediction], arrival_ms: int) -> Prediction:
+        """What the predictor says; without it, first come, first served."""
+        try:
+            return await self._loop.run_in_executor(self._questions, predict)
+        except Exception as error:
+            logger.warning("no prediction: %s", error)
+            self._account.fell_back()
+            key = virtual_finish_ms(arrival_ms, self._settings.alpha, 0.0)
+            return Prediction(predicted_tokens=0.0, priority=key, arrival_ms=arrival_ms)
+
+    async def _watch(self) -> None:
+        """Look for clients that have gone, and tell how much there is to do."""
+        load_due_s = 0.0
+        while True:
+            await asyncio.sleep(_CHECK_S)
+            now_s = time.monotonic()
+            running = [passage for passage in self._passages if passage.running]
+            waiting = [passage for passage in self._passages if passage.call and not passage.running]
+            waiting.sort(key=lambda passage: passage.checked_s)
+            for passage in [*running, *waiting[:_WAITING_CHECKS]]:
+                passage.checked_s = now_s
+                if _is_gone(passage.way):
+                    passage.cancelled = True
+                    passage.call.cancel()
+            if now_s >= load_due_s:
+                load_due_s = now_s + _LOAD_PERIOD_S
+                ahead = max(0, len(self._passages) - self._settings.slots)
+                self._account.load(ahead, self._backlog_ms(self._passages))
+
+    def _backlog_ms(self, passages: Iterable[_Passage]) -> float:
+        """Predicted milliseconds until all of ``passages`` are served; each counts as if it had just begun."""
+        return sum(passage.service_ms for passage in passages) / self._settings.slots
+
+
+def _is_gone(way: Way) -> bool:
+    try:
+        return way.cancelled()
+    except Exception as error:  # one client's channel; sending will tell
+        logger.warning("a client could not be watched: %s", error)
+        return False
+
+
+def _tell(way: Way, code: Code, message: str) -> None:
+    try:
+        way.fail(code, message)
+    except Exception as error:  # nobody is left to tell
+        logger.warning("an error could not be sent: %s", error)
