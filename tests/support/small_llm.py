@@ -155,14 +155,7 @@ class Stream:
             yield request
 
     def ask(self, model: str, request_id: str, **tensors: Any) -> None:
-        self._requests.put_nowait(
-            {
-                "model_name": model,
-                "inputs": inputs(tensors),
-                "request_id": request_id,
-                "enable_empty_final_response": True,
-            }
-        )
+        self._requests.put_nowait({"model_name": model, "inputs": inputs(tensors), "request_id": request_id})
 
     async def ends(self, count: int) -> list[tuple[str, str]]:
         """(request id, error or text of the last response) of the next ``count`` requests that end."""
@@ -173,8 +166,7 @@ class Stream:
                 ended.append(("", error.message()))
                 continue
             if is_final(result):
-                texts = result.as_numpy("text_output")
-                ended.append((result.get_response().id, "" if texts is None else texts[0].decode()))
+                ended.append((result.get_response().id, result.as_numpy("text_output")[0].decode()))
         return ended
 
     def cancel(self) -> None:

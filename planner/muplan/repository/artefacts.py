@@ -9,6 +9,7 @@
                                           /1/model.onnx           the same on target ngc, with weights
                                           /1/model.json           vLLM engines, target ngc
     <node>/{answers,predictor,weights}/   files the spec names
+    <node>/chat_templates/<model>.json    where the language model brings one
 
 No path inside a file is absolute, so the bytes depend on the spec and its sources only.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from muplan.repository.chat_template import chat_template_files
 from muplan.repository.contention import oversubscribed_gpus
 from muplan.repository.directory import REPOSITORY_NAME, Artefact
 from muplan.repository.generative import generative_configs
@@ -45,6 +47,9 @@ def artefacts(
             files.update(_model_files(PurePosixPath(node, REPOSITORY_NAME), triton_model))
             for name, source in triton_model.node_files.items():
                 files[PurePosixPath(node, name)] = source
+        if model.kind is ModelKind.GENERATIVE:
+            for path, content in chat_template_files(sources[model.name].spec, spec_file).items():
+                files[PurePosixPath(node) / path] = content
     return files
 
 

@@ -253,7 +253,7 @@ class Front:
                 self._account.load(ahead, self._backlog_ms(self._passages))
 
     def _backlog_ms(self, passages: Iterable[_Passage]) -> float:
-        """Predicted milliseconds until all of ``passages`` are served; each counts as if it had just begun."""
+        """Predicted milliseconds until all of ``passages`` are served, each as if it had just begun."""
         return sum(passage.service_ms for passage in passages) / self._settings.slots
 
 

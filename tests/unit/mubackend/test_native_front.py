@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
+from fake_triton import FakeTriton, fake_triton
 from mubackend.failure import Code, RequestError
 from mubackend.front.account import Account
 from mubackend.front.forward import answer_texts, infer_request, native_priority
@@ -68,34 +67,6 @@ def test_a_request_is_sent_on_as_it_came_with_a_native_priority() -> None:
     assert found["arrival_ms"][2].uint64_contents == [2**63]
 
 
-class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers each stream with the words of its prompt, as fast as ``go`` allows."""
-
-    def __init__(self) -> None:
-        self.seen: list[Any] = []
-        self.cancelled: list[str] = []
-        self.go = threading.Event()
-
-    def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        request = next(requests)
-        self.seen.append(request)
-        assert dict(context.invocation_metadata())["triton_grpc_error"] == "true"
-        prompt = request.inputs[0].contents.bytes_contents[0].decode()
-        if prompt == "bad":
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "max_tokens: expected more")
-        context.add_callback(lambda: None if self.go.is_set() else self.cancelled.append(prompt))
-        while not self.go.wait(0.01):
-            if not context.is_active():
-                return
-        for word in prompt.split():
-            response = service_pb2.ModelInferResponse(
-                raw_output_contents=[serialize_byte_tensor(np.array([word.encode()], np.object_)).item()]
-            )
-            response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
-            yield service_pb2.ModelStreamInferResponse(infer_response=response)
-        yield service_pb2.ModelStreamInferResponse(infer_response=service_pb2.ModelInferResponse())
-
-
 @dataclass
 class Client:
     """A ``Way`` that remembers."""
@@ -122,7 +93,7 @@ class Served:
     """A front before a Triton."""
 
     front: Front
-    triton: Triton
+    triton: FakeTriton
     metrics: RecordedMetrics
 
     def ask(self, prompt: str, tokens: float = 4.0, key: int = 10) -> Client:
@@ -144,29 +115,25 @@ def until(condition: Callable[[], object]) -> None:
 @pytest.fixture
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     ours = getattr(request, "param", False)
-    triton = Triton()
-    server = grpc.server(futures.ThreadPoolExecutor(16))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    settings = FrontSettings(
-        model="llm", url=f"127.0.0.1:{port}", slots_model="llm_slots", slots=4, queue_limit=2,
-        const_ms=1000.0, ms_per_token=500.0, alpha=1.0, advises=ours,
-    )  # fmt: skip
-    metrics = RecordedMetrics()
-    front = Front(settings, Account(metrics, 500.0, lambda: 300, engine_counts=ours), lambda: 300)
-    front.start()
-    yield Served(front, triton, metrics)
-    triton.go.set()
-    front.stop()
-    server.stop(None)
+    with fake_triton() as (triton, url):
+        settings = FrontSettings(
+            model="llm", url=url, slots_model="llm_slots", slots=4, queue_limit=2,
+            const_ms=1000.0, ms_per_token=500.0, alpha=1.0, advises=ours,
+        )  # fmt: skip
+        triton.refusals["bad"] = (grpc.StatusCode.INVALID_ARGUMENT, "max_tokens: expected more")
+        metrics = RecordedMetrics()
+        front = Front(settings, Account(metrics, 500.0, lambda: 300, engine_counts=ours), lambda: 300)
+        front.start()
+        yield Served(front, triton, metrics)
+        triton.go.set()
+        front.stop()
 
 
 def test_an_answer_comes_back_token_by_token_and_ends_once(served: Served) -> None:
     served.triton.go.set()
     client = served.ask("Grüße an 世界 🎉", key=41)
     until(lambda: client.end)
-    assert (client.words, client.end) == (["Grüße", "an", "世界", "🎉"], ["whole"])
+    assert (client.words, client.end) == (["Grüße ", "an ", "世界 ", "🎉 "], ["whole"])
     (request,) = served.triton.seen
     assert request.model_name == "llm_slots"
     assert request.parameters["priority"].uint64_param == 42
