@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -14,7 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A Triton model called at ``url`` (host:port). ``advised``: it takes the predictor's outputs as inputs."""
+    """A Triton model at ``url`` (host:port). ``advised``: it takes the predictor's outputs as inputs."""
 
     url: str
     model: str
@@ -56,7 +57,7 @@ def run_streams(
                     seen_s = _one(stub, endpoint, f"benchmark {number}", tokens)
                     with lock:
                         timing.first_s.append(seen_s[1] - seen_s[0])
-                        timing.gaps_s += [b - a for a, b in zip(seen_s[1:], seen_s[2:], strict=False)]
+                        timing.gaps_s += [b - a for a, b in itertools.pairwise(seen_s[1:])]
                         timing.tokens += len(seen_s) - 1
             except Exception as error:
                 problems.append(f"{endpoint.model}: {error}")
