@@ -48,11 +48,11 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     spec = read_spec(options.spec)
     most = max(4, *options.streams)
-    with _served(spec, most, decode_ms=0.0) as endpoints:
+    with _served(spec, options.arms, most, decode_ms=0.0) as endpoints:
         rates = _in_turns(endpoints, options, tokens=options.tokens)
         waits = _idle_waits(endpoints)
         analyzed = _analyzed(endpoints, options) if perf_analyzer_streams.is_here() else {}
-    with _served(spec, most, decode_ms=options.pace_ms) as endpoints:
+    with _served(spec, options.arms, most, decode_ms=options.pace_ms) as endpoints:
         tokens = max(2, round(1000 / options.pace_ms))
         paced = _in_turns(endpoints, options, tokens=tokens, requests=4, apart_s=0.013)
     report = _report(options, rates, paced, waits) | ({"perf_analyzer": analyzed} if analyzed else {})
@@ -74,13 +74,16 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def _served(spec: SpecFile, slots: int, *, decode_ms: float) -> Iterator[dict[str, Endpoint]]:
+def _served(
+    spec: SpecFile, arms: list[str], slots: int, *, decode_ms: float
+) -> Iterator[dict[str, Endpoint]]:
     """The endpoint of each arm, with an engine of ``slots`` slots and ``decode_ms`` for a token."""
     with ExitStack() as stack:
         own = stack.enter_context(_triton(spec, slots, decode_ms, queue="engine"))
-        native = stack.enter_context(_triton(spec, slots, decode_ms, queue="native"))
-        direct = replace(own, model=f"{own.model}_engine", advised=True)
-        yield {ENGINE: direct, ENSEMBLE: own, NATIVE: native}
+        endpoints = {ENGINE: replace(own, model=f"{own.model}_engine", advised=True), ENSEMBLE: own}
+        if NATIVE in arms:
+            endpoints[NATIVE] = stack.enter_context(_triton(spec, slots, decode_ms, queue="native"))
+        yield {arm: endpoints[arm] for arm in arms}
 
 
 @contextmanager

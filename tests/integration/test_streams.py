@@ -7,16 +7,21 @@ import contextlib
 import http.client
 import itertools
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from muplan.deploy.ports import free_ports
 from muplan.deploy.running import RunningTriton
 from muplan.deploy.serve import ServeOptions, serving
 from muplan.load.client import TritonLoadClient
@@ -45,6 +50,7 @@ ENTRANCES = pytest.mark.parametrize("entrance", ["llm", "llm_engine"])
 class Served:
     triton: RunningTriton
     openai_port: int
+    plan_dir: Path
 
     @contextmanager
     def http(self, port: int | None, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
@@ -86,7 +92,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(plan_dir, ServeOptions(drain_s=2), log=directory / "log") as triton:
         models = served_models(read_plan(plan_dir), plan_dir / "node0", {"llm", "llm_engine"})
         with openai_endpoint(models, triton.grpc_url, "127.0.0.1", 0) as port:
-            yield Served(triton=triton, openai_port=port)
+            yield Served(triton=triton, openai_port=port, plan_dir=plan_dir)
 
 
 def events(response: http.client.HTTPResponse) -> list[dict[str, Any]]:
@@ -179,3 +185,25 @@ def test_a_client_that_does_not_read_holds_up_nobody(served: Served, entrance: s
     assert len(gaps_s) == 149
     assert gaps_s[75] < 0.06, "a token takes 16 ms"
     assert gaps_s[-1] < 1.0
+
+
+def test_muplan_serve_offers_the_openai_interface(served: Served, tmp_path: Path) -> None:
+    """Two servers of one plan are fine: their virtual GPUs are shared."""
+    ports, openai = free_ports(), free_ports().http
+    command = [sys.executable, "-c", "from muplan.cli import main; main()", "serve", str(served.plan_dir)]
+    for name, port in (asdict(ports) | {"openai": openai}).items():
+        command += [f"--{name}-port", str(port)]
+    with (tmp_path / "out").open("w") as out, (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=out, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while f"OpenAI   http://127.0.0.1:{openai}/v1" not in (tmp_path / "out").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        body = {"model": "llm", "messages": CHAT}
+        with served.http(openai, "/v1/chat/completions", body) as response:
+            assert json.load(response)["choices"][0]["message"]["content"] == EMOJI
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0

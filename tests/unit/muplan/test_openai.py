@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -22,8 +22,10 @@ from muplan.openai.failure import ApiError
 from muplan.openai.request import chat_ask, completion_ask
 from muplan.openai.served import ServedModel, served_models
 from muplan.openai.server import openai_endpoint
+from muplan.repository.chat_template import chat_template_files
 from muserve.errors import InputError
 from muserve.plan import ModelKind
+from replicated import write_spec
 from sample_plans import sample_gpu, sample_model, sample_plan
 
 EMOJI = "🎉 😀 𝄞 世界 ü"
@@ -306,3 +308,61 @@ def test_a_taken_port_is_one_sentence(endpoint: Endpoint) -> None:
     ):
         pass
     assert threading.active_count() <= before
+
+
+class TestChatTemplateOfTheModel:
+    TOKENIZER: ClassVar[dict[str, Any]] = {
+        "chat_template": "own",
+        "bos_token": {"content": "<s>"},
+        "eos_token": "</s>",
+    }
+
+    def files(self, directory: Path, config: Any, **model: Any) -> dict[str, Any]:
+        place = directory / "tokenizer"
+        place.mkdir()
+        (place / "tokenizer.json").write_text('{"model": {}}')
+        if config is not None:
+            (place / "tokenizer_config.json").write_text(json.dumps(config))
+        llm = {
+            "name": "llm",
+            "source": "catalog:opt-1.3b",
+            "kind": "generative",
+            "slo_ms": 1000,
+            "load": {"rate_rps": 1},
+            "tokenizer": "tokenizer/tokenizer.json",
+        }
+        file = write_spec(directory, [llm | model])
+        found = chat_template_files(file.spec.models[0], file)
+        return {str(path): json.loads(content) for path, content in found.items()}
+
+    def test_it_lies_beside_the_tokenizer(self, tmp_path: Path) -> None:
+        expected = {"template": "own", "bos_token": "<s>", "eos_token": "</s>"}
+        assert self.files(tmp_path, self.TOKENIZER) == {"chat_templates/llm.json": expected}
+
+    def test_newer_ones_have_it_in_a_file_of_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "chat_template.jinja").write_text("newer")
+        (tmp_path / "model" / "config.json").write_text('{"model_type": "opt"}')
+        found = self.files(tmp_path, None, source="hf:model")
+        assert found["chat_templates/llm.json"]["template"] == "newer"
+
+    @pytest.mark.parametrize(
+        ("template", "expected"),
+        [
+            ([{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}], "b"),
+            (None, None),
+            ([], None),
+        ],
+    )
+    def test_of_several_the_default_is_taken(
+        self, tmp_path: Path, template: Any, expected: str | None
+    ) -> None:
+        found = self.files(tmp_path, {"chat_template": template})
+        assert [form["template"] for form in found.values()] == ([expected] if expected else [])
+
+    def test_a_model_without_one_has_no_file(self, tmp_path: Path) -> None:
+        assert self.files(tmp_path, None, tokenizer=None) == {}
+
+    def test_a_broken_configuration_is_one_sentence(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"tokenizer_config\.json: expected a tokenizer's configuration"):
+            self.files(tmp_path, [])
