@@ -30,12 +30,13 @@ from muplan.partition import DEFAULT_WEIGHTS
 from muplan.spec_text import read_mapping
 from muserve.errors import InputError, input_error
 from muserve.plan import ModelKind
+from muserve.queue_order import PARAMETERS_OF, Order, OrderParameters
 
 SCHEMA_FILE = Path(__file__).with_name("spec.schema.json")
 
 # Triton's native priority queue loses wake-ups; measured on 2.51: with 4 instances none in 1,800 dispatches.
 FEWEST_NATIVE_SLOTS = 4
-NATIVE_ORDERS = ("ssjf", "fcfs")
+NATIVE_ORDERS = (Order.AGING, Order.SSJF, Order.FCFS)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
@@ -263,14 +264,26 @@ class ModelSpec(_Section):
 
 
 class PredictorSpec(_Section):
-    """How predicted length becomes a priority: arrival + alpha x predicted service time."""
+    """Which predictor, and how its lengths become priorities: arrival + alpha x predicted service time."""
 
-    alpha: Annotated[float, Field(ge=0)] = Field(
-        default=30.0, description="0 = first come first served, .inf = shortest first without aging."
+    alpha: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="0 = first come first served, .inf = shortest first without aging. Given without "
+        "serving.order, it chooses the order aging. Default: 30.",
     )
     file: str | None = Field(
         default=None, description="Directory of a trained predictor, relative to the spec."
     )
+
+
+OrderNumber = Annotated[float, Field(ge=0, le=1e6)] | None
+
+
+def _order_number(name: str) -> Any:
+    used_by = [order.value for order in Order if name in PARAMETERS_OF[order]]
+    users = "every order" if len(used_by) == len(Order) else f"order {', '.join(used_by)}"
+    default = getattr(OrderParameters(), name)
+    return Field(default=None, description=f"Used by {users}. Default: {default:g}.")
 
 
 class ServingSpec(_Section):
@@ -282,7 +295,20 @@ class ServingSpec(_Section):
         description="engine: our engine orders the requests that wait; native: Triton's own priority queue "
         "does, in front of an engine that is not ours.",
     )
-    order: Literal["ssjf", "fcfs"] = "ssjf"
+    order: Annotated[Order, Field(strict=False)] | None = Field(
+        default=None,
+        description="Who is served first. Default: bounded, shortest predicted first within a bound on "
+        "waiting that follows the backlog; aging if predictor.alpha is given, or with queue native.",
+    )
+    bound_quantile: OrderNumber = _order_number("bound_quantile")
+    bound_ordinary: OrderNumber = _order_number("bound_ordinary")
+    bound_extreme: OrderNumber = _order_number("bound_extreme")
+    adaptive_factor: OrderNumber = _order_number("adaptive_factor")
+    adaptive_floor: OrderNumber = _order_number("adaptive_floor")
+    cap_factor: OrderNumber = _order_number("cap_factor")
+    class_levels: OrderNumber = _order_number("class_levels")
+    standard_share: OrderNumber = _order_number("standard_share")
+    batch_share: OrderNumber = _order_number("batch_share")
 
 
 class PartitioningSpec(_Section):
@@ -328,14 +354,49 @@ class Spec(_Section):
         _refuse_duplicates("Triton model", names)
         return self
 
+    @property
+    def order(self) -> Order:
+        """Who is served first."""
+        ages = self.predictor.alpha is not None or self.serving.queue == "native"
+        return self.serving.order or (Order.AGING if ages else Order.BOUNDED)
+
+    @property
+    def order_parameters(self) -> OrderParameters:
+        """The numbers of the order, with the defaults filled in."""
+        numbers = {
+            name: getattr(self.serving, name)
+            for name in OrderParameters.__dataclass_fields__
+            if name != "alpha"
+        }
+        numbers["alpha"] = self.predictor.alpha
+        return OrderParameters(**{name: value for name, value in numbers.items() if value is not None})
+
+    @model_validator(mode="after")
+    def _numbers_of_the_order(self) -> Self:
+        if self.order is Order.SSJF and self.predictor.alpha is not None:
+            raise ValueError("serving.order ssjf has no aging, predictor.alpha belongs to order aging")
+        try:
+            self.order_parameters  # noqa: B018
+        except InputError as error:
+            raise ValueError(f"serving: {error}") from error
+        for name in type(self.serving).model_fields:
+            is_number = name in OrderParameters.__dataclass_fields__
+            if (
+                is_number
+                and getattr(self.serving, name) is not None
+                and name not in PARAMETERS_OF[self.order]
+            ):
+                raise ValueError(f"serving.{name} is not used by order {self.order}")
+        return self
+
     @model_validator(mode="after")
     def _native_queue(self) -> Self:
         if self.serving.queue != "native":
             return self
-        if self.serving.order not in NATIVE_ORDERS:
+        if self.order not in NATIVE_ORDERS:
             raise ValueError(
-                f"serving.order: queue native sorts by a key that is fixed on arrival, expected "
-                f"{' or '.join(NATIVE_ORDERS)}, got {self.serving.order}"
+                f"serving.order: queue native sorts by a key that is fixed on arrival, expected one of "
+                f"{', '.join(NATIVE_ORDERS)}, got {self.order}"
             )
         generative = [model for model in self.models if model.kind is ModelKind.GENERATIVE]
         for model in generative:

@@ -41,15 +41,23 @@ def parse_sampling(text: str) -> Sampling:
 
     Raises RequestError (INVALID_ARGUMENT) naming the key and what was expected.
     """
+    return _sampling(parse_object(text))
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """The keys of the JSON object in ``text`` that are not null; none for an empty text.
+
+    Raises RequestError (INVALID_ARGUMENT) for anything else.
+    """
     if not text.strip():
-        return Sampling()
+        return {}
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise invalid(f"{_OBJECT}, got text that is not JSON") from error
     if not isinstance(values, dict):
-        raise invalid(f"{_OBJECT}, got {_shown(values)}")
-    return _sampling({key: value for key, value in values.items() if value is not None})
+        raise invalid(f"{_OBJECT}, got {shown(values)}")
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _sampling(values: Mapping[str, Any]) -> Sampling:
@@ -75,7 +83,7 @@ def _integer(values: Mapping[str, Any], key: str, default: int, *, lowest: int) 
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= _LONGEST:
         raise invalid(
             f"sampling_parameters: {key}: expected a whole number from {lowest} to {_LONGEST}, "
-            f"got {_shown(value)}"
+            f"got {shown(value)}"
         )
     return value
 
@@ -85,7 +93,7 @@ def _boolean(values: Mapping[str, Any], key: str) -> bool:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         value = value.lower() == "true"
     if not isinstance(value, bool):
-        raise invalid(f"sampling_parameters: {key}: expected true or false, got {_shown(value)}")
+        raise invalid(f"sampling_parameters: {key}: expected true or false, got {shown(value)}")
     return value
 
 
@@ -93,10 +101,11 @@ def _stop(values: Mapping[str, Any]) -> tuple[str, ...]:
     value = values.get("stop", ())
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
-        raise invalid(f"sampling_parameters: stop: expected a text or a list of texts, got {_shown(value)}")
+        raise invalid(f"sampling_parameters: stop: expected a text or a list of texts, got {shown(value)}")
     return tuple(texts)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in an error message, cut where it is long."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -67,7 +67,7 @@ def write_llm(repository: Path, name: str, alpha: float) -> None:
         "decode_ms": str(MS_PER_TOKEN),
         "decode_sensitivity": "0.2",
         "predictor_model": f"{name}_length_predictor",
-        "queue_order": "ssjf",
+        "queue_order": "aging",
     }
     predicted = tuple(Tensor(name=key, dtype=dtype, dims=(1,)) for key, dtype in _PREDICTED.items())
     optional = tuple(Tensor(name=t.name, dtype=t.dtype, dims=(1,), optional=True) for t in predicted)
@@ -154,8 +154,13 @@ class Stream:
         while (request := await self._requests.get()) is not None:
             yield request
 
-    def ask(self, model: str, request_id: str, **tensors: Any) -> None:
-        self._requests.put_nowait({"model_name": model, "inputs": inputs(tensors), "request_id": request_id})
+    def ask(
+        self, model: str, request_id: str, *, request_timeout_us: int | None = None, **tensors: Any
+    ) -> None:
+        request = {"model_name": model, "inputs": inputs(tensors), "request_id": request_id}
+        if request_timeout_us is not None:
+            request["timeout"] = request_timeout_us
+        self._requests.put_nowait(request)
 
     async def ends(self, count: int) -> list[tuple[str, str]]:
         """(request id, error or text of the last response) of the next ``count`` requests that end."""

@@ -17,9 +17,10 @@ from muplan.repository.triton_model import (
     replica_parameters,
     shim,
 )
-from muplan.spec import SpecFile
+from muplan.spec import Spec, SpecFile
 from muplan.staging import StagedModel
 from muserve.plan import ModelPlan, Phase, Plan
+from muserve.queue_order import PARAMETERS_OF
 
 TEXT = Tensor(name="text_input", dtype="STRING", dims=(1,))
 STREAM = Tensor(name="stream", dtype="BOOL", dims=(1,), optional=True)
@@ -73,7 +74,7 @@ def _predictor(model: ModelPlan, spec_file: SpecFile) -> TritonModel:
         "gpu": gpu_names(model.partitions),
         "const_ms": number(engine.law(Phase.PREFILL).latency_ms),
         "ms_per_token": number(engine.law(Phase.DECODE).latency_ms + growth_ms),
-        "alpha": number(spec_file.spec.predictor.alpha),
+        "alpha": number(spec_file.spec.order_parameters.alpha),
     }
     node_files = {}
     if spec_file.spec.predictor.file is not None:
@@ -104,8 +105,9 @@ def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFi
         "engine": "replay",
         "slots": str(engine.slots),
         "queue_limit": str(engine.queue_limit),
-        "queue_order": spec_file.spec.serving.order,
-        "alpha": number(spec_file.spec.predictor.alpha),
+        "queue_order": spec_file.spec.order,
+        "alpha": number(spec_file.spec.order_parameters.alpha),
+        **_order_parameters(spec_file.spec),
         "prefill_ms": number(prefill.latency_ms),
         "prefill_sensitivity": number(prefill.sensitivity.value),
         "decode_ms": number(decode.latency_ms),
@@ -145,3 +147,7 @@ def _predictor_name(model: ModelPlan) -> str:
 def same(*tensors: Tensor) -> dict[str, str]:
     """The tensor map of an ensemble step whose tensors have the names that the ensemble gives them."""
     return {tensor.name: tensor.name for tensor in tensors}
+
+
+def _order_parameters(spec: Spec) -> dict[str, str]:
+    return {name: number(getattr(spec.order_parameters, name)) for name in PARAMETERS_OF[spec.order]}

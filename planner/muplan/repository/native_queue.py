@@ -34,11 +34,13 @@ from muplan.spec import SpecFile, Target
 from muplan.staging import StagedModel
 from muserve.errors import InputError
 from muserve.plan import ModelPlan, Plan
+from muserve.queue_order import Order
 
 # A level for each key; a request without a priority comes last, so that nobody jumps the queue without one.
 PRIORITY_LEVELS = 2**64 - 1
 DEFAULT_LEVEL = 2**63 - 1
 MOST_SLOTS = 256
+_FIXED_ALPHA = {Order.FCFS: "0", Order.SSJF: "inf"}
 
 
 def native_configs(
@@ -61,8 +63,8 @@ def native_configs(
     else:
         _, engine = vllm_configs(plan, model, staged, spec_file)
     parameters = {key: value.string_value for key, value in predictor.config.parameters.items()}
-    if spec_file.spec.serving.order == "fcfs":
-        predictor.config.parameters["alpha"].string_value = parameters["alpha"] = "0"
+    alpha = _FIXED_ALPHA.get(spec_file.spec.order, parameters["alpha"])
+    predictor.config.parameters["alpha"].string_value = parameters["alpha"] = alpha
     common = common_parameters(model)
     front_name, slots_name = staged.spec.native_names
     gpu = gpu_names(model.partitions)

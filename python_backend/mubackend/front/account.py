@@ -41,7 +41,7 @@ class Account:
 
     def fell_back(self) -> None:
         """The predictor did not answer."""
-        self._metrics.increment("mu_fallback_total", reason=Reason.PREDICTOR_FAILED)
+        self._metrics.increment("mu_fallback_total", tag=Reason.PREDICTOR_FAILED)
 
     def completed(self, arrival_ms: int) -> None:
         """The last token was sent."""

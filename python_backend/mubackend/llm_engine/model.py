@@ -21,9 +21,10 @@ from mubackend.device import open_virtual_gpus
 from mubackend.failure import Code, RequestError, invalid
 from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.answers import Answers, read_answers, tokenizer_split
-from mubackend.llm_engine.engine import ReplayEngine
+from mubackend.llm_engine.engine import Engine
 from mubackend.llm_engine.job import Job
 from mubackend.llm_engine.ledger import METRICS
+from mubackend.llm_engine.replay import ReplayExecutor
 from mubackend.llm_engine.request import GenerationRequest, parse_request
 from mubackend.llm_engine.settings import read_engine_settings
 from mubackend.metrics import open_metrics, slo_buckets_ms
@@ -49,7 +50,8 @@ class TritonPythonModel:
         labels = {"model": settings.text("muserve_model"), "gpu": settings.gpu}
         buckets = {"mu_request_latency_ms": slo_buckets_ms(self._settings.slo_ms)}
         metrics = open_metrics(pb_utils, METRICS, labels, buckets)
-        self._engine = ReplayEngine(self._settings, open_virtual_gpus(settings), answers, metrics)
+        executor = ReplayExecutor(self._settings, open_virtual_gpus(settings), answers)
+        self._engine = Engine(self._settings, executor, metrics)
         self._engine.start()
         self._questions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor-question")
 
@@ -81,6 +83,7 @@ class TritonPythonModel:
             exclude_input_in_output=None if excluded is None else bool(excluded),
             sampling_parameters=request.parameters() if sampling is None else sampling,
             max_prompt_bytes=self._settings.max_prompt_bytes,
+            triton_timeout_us=request.timeout(),
         )
         prediction = _given_prediction(request)
         job = self._engine.submit(generation, reply, prediction)

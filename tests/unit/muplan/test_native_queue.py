@@ -93,11 +93,14 @@ def test_the_stock_vllm_backend_gets_what_it_knows_and_no_more(tmp_path: Path) -
     assert (list(made["llm"].input), list(made["llm"].output)) == (list(without.input), list(without.output))
 
 
-def test_first_come_first_served_is_a_priority_of_arrival_alone(tmp_path: Path) -> None:
-    world = {"serving": {"queue": "native", "order": "fcfs"}}
+@pytest.mark.parametrize(("order", "alpha"), [(None, "30"), ("fcfs", "0"), ("ssjf", "inf"), ("aging", "7")])
+def test_orders_of_a_fixed_key_are_a_choice_of_alpha(tmp_path: Path, order: str | None, alpha: str) -> None:
+    world: dict[str, Any] = {"serving": {"queue": "native", "order": order}}
+    if order == "aging":
+        world["predictor"] = {"alpha": 7}
     _, files = replicated_files(write_spec(tmp_path, [LLM], **world), {})
     made = configs(files)
-    assert {parameters(made[name])["alpha"] for name in ("llm_front", "llm_length_predictor")} == {"0"}
+    assert {parameters(made[name])["alpha"] for name in ("llm_front", "llm_length_predictor")} == {alpha}
 
 
 def test_a_plan_without_it_has_no_priority_levels(tmp_path: Path) -> None:
@@ -120,6 +123,12 @@ def test_a_plan_without_it_has_no_priority_levels(tmp_path: Path) -> None:
             NATIVE,
             "llm: queue native runs a process for each of engine.slots x replicas, expected at most 256, "
             "got 257",
+        ),
+        (
+            [LLM],
+            {"serving": {"queue": "native", "order": "hrrn"}},
+            "serving.order: queue native sorts by a key that is fixed on arrival, expected one of aging, "
+            "ssjf, fcfs, got hrrn",
         ),
         ([LLM, LLM | {"name": "llm_slots"}], NATIVE, "distinct Triton model names, got llm_slots 2 times"),
         (
