@@ -5,7 +5,8 @@ engine called directly) and once with ``serving.queue: native`` (front, slots, e
 turns:
 
 * tokens per second with an engine whose tokens take no time: the cost of the software alone;
-* time to first token and gap between tokens with an engine that takes --pace-ms for each token;
+* time to first token and gap between tokens with an engine that takes --pace-ms for each token; what an arm
+  adds to their p99 is the median over the rounds;
 * what the predictor adds to a request that finds the engine idle.
 
 Client, servers and models share this machine's cores.
@@ -166,8 +167,11 @@ def _report(
             ratios[f"tokens_per_s, {arm}, {n} streams"] = (
                 here["tokens_per_s"][n]["median"] / base["tokens_per_s"][n]["median"]
             )
-            for figure in ("ttft_ms", "gap_ms"):
-                added[f"{figure} p99, {arm}, {n} streams"] = here[figure][n]["p99"] - base[figure][n]["p99"]
+            for figure, name in (("ttft_ms", "first_s"), ("gap_ms", "gaps_s")):
+                pairs = zip(paced[arm][int(n)], paced[options.arms[0]][int(n)], strict=True)
+                gains = [_percentiles_ms(getattr(a, name))["p99"] - _percentiles_ms(getattr(b, name))["p99"]
+                         for a, b in pairs]  # fmt: skip
+                added[f"{figure} p99, {arm}, {n} streams"] = _median(gains)
     setup = {
         "spec": str(options.spec), "cores": os.cpu_count(), "virtual": True, "rounds": options.rounds,
         "tokens": options.tokens, "pace_ms": options.pace_ms, "baseline": options.arms[0],
@@ -177,8 +181,11 @@ def _report(
 
 
 def _rates(timings: list[Timing]) -> dict[str, float]:
-    rates = [timing.tokens / timing.seconds for timing in timings]
-    return {"median": float(np.median(rates)), "least": min(rates), "most": max(rates)}
+    return _median([timing.tokens / timing.seconds for timing in timings])
+
+
+def _median(values: list[float]) -> dict[str, float]:
+    return {"median": float(np.median(values)), "least": min(values), "most": max(values)}
 
 
 def _spread_ms(timings: list[Timing], name: str) -> dict[str, float]:
@@ -204,7 +211,10 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"  {arm:48}" + "".join(f"{row(figures, n):>28}" for n in streams))
     lines += ["", f"against {setup['baseline']}"]
     lines += [f"  {name:60} x{ratio:.2f}" for name, ratio in report["ratios"].items()]
-    lines += [f"  {name:60} {added:+.2f} ms" for name, added in report["added_ms"].items()]
+    lines += [
+        f"  {name:60} {added['median']:+.2f} ms ({added['least']:+.2f} to {added['most']:+.2f} in the rounds)"
+        for name, added in report["added_ms"].items()
+    ]
     lines.append("one token, engine idle, p50 / p99 ms")
     for arm, figures in report["arms"].items():
         wait = figures["one_token_request_ms"]
