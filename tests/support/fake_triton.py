@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -13,11 +13,14 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
+from mubackend.slots.holding import hold, parse_ticket
+
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Answers each stream with its prompt's words once ``go`` is set; ``refusals`` maps prompts to errors.
 
-    ``seen`` are the requests, ``cancelled`` the prompts of clients that went before ``go``.
+    ``seen`` are the requests, ``cancelled`` the prompts of clients that went before ``go``. A call that is no
+    stream is one to ``slots``: ``ModelInfer`` takes up its ticket once ``turn`` is set.
     """
 
     def __init__(self) -> None:
@@ -25,6 +28,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.cancelled: list[str] = []
         self.refusals: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.go = threading.Event()
+        self.turn = threading.Event()
+        self.turn.set()
+        self.tickets: list[Any] = []
+        self.given_up = 0
+        self.ended_turns = 0
 
     def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         request = next(requests)
@@ -42,6 +50,17 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         for word in words(prompt):
             yield answer(word)
         yield service_pb2.ModelStreamInferResponse(infer_response=service_pb2.ModelInferResponse())
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        self.tickets.append(request)
+        while not self.turn.wait(0.01):
+            if not context.is_active():
+                self.given_up += 1
+                return service_pb2.ModelInferResponse()
+        with suppress(ConnectionError):  # of a front that ended with its last turn
+            hold(parse_ticket(tensor(request, "ticket")[0].decode()))
+        self.ended_turns += 1
+        return service_pb2.ModelInferResponse()
 
 
 def words(prompt: str) -> list[str]:
@@ -78,4 +97,5 @@ def fake_triton() -> Iterator[tuple[FakeTriton, str]]:
         yield triton, f"127.0.0.1:{port}"
     finally:
         triton.go.set()
+        triton.turn.set()
         server.stop(None)

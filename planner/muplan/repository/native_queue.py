@@ -3,15 +3,15 @@
 For engines that do not order requests themselves, as Triton's vLLM and TensorRT-LLM backends:
 
     <llm>                    ensemble of the front; its metrics show true durations
-    <llm>_front              predicts, and sends each request with its priority over gRPC
+    <llm>_front              predicts, waits for a slot with the priority, calls the engine, all over gRPC
     <llm>_length_predictor   as everywhere
-    <llm>_slots              as many instances as the engine takes requests; Triton queues by priority here
+    <llm>_slots              an instance for each request the engine takes; Triton queues by priority here
     <llm>_engine             first come, first served: what it gets, it starts at once
 
 On target embedded the replay engine, told to serve first come first served, stands in for such an engine.
 
 Triton fixes the priority on arrival, so there is no alpha that follows the backlog; each slot is a process
-of about 45 MB; tokens take two hops more than from the engine. That is why it is not the default.
+of about 41 MB; tokens take a hop more than from the engine. That is why it is not the default.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from typing import Any
 
 from muplan.repository.generative import (
     ANSWER,
-    ARRIVAL,
-    PREDICTED,
-    PRIORITY,
     PUBLIC,
     generative_configs,
     same,
@@ -40,6 +37,8 @@ from muserve.queue_order import Order
 PRIORITY_LEVELS = 2**64 - 1
 DEFAULT_LEVEL = 2**63 - 1
 MOST_SLOTS = 256
+TICKET = Tensor(name="ticket", dtype="STRING", dims=(1,))
+SERVED = Tensor(name="served", dtype="BOOL", dims=(1,))
 _FIXED_ALPHA = {Order.FCFS: "0", Order.SSJF: "inf"}
 
 
@@ -76,35 +75,42 @@ def native_configs(
     front = parameters | {
         "predictor_model": predictor.config.name,
         "slots_model": slots_name,
+        "engine_model": engine.config.name,
         "slots": str(slots),
         "queue_limit": str(staged.spec.token_engine.queue_limit),
         "engine_is_ours": "true" if ours else "false",
     }
-    taken = (*PUBLIC, PREDICTED, PRIORITY, ARRIVAL) if ours else PUBLIC
-    slot = common | {"engine_model": engine.config.name, "outputs": ANSWER.name}
     return (
         TritonModel(config=whole),
-        _relay("front", _config(front_name, public, front, gpu)),
+        _python("front", _config(front_name, public, ANSWER, front, gpu, decoupled=True)),
         predictor,
-        _relay("slots", _queued(_config(slots_name, taken, slot, gpu), slots)),
+        _python("slots", _queued(_config(slots_name, (TICKET,), SERVED, common, gpu), slots)),
         engine,
     )
 
 
-def _relay(package: str, config: Any) -> TritonModel:
+def _python(package: str, config: Any) -> TritonModel:
     return TritonModel(config=config, version_files={"model.py": shim(package)})
 
 
-def _config(name: str, inputs: tuple[Tensor, ...], parameters: dict[str, str], gpu: str) -> Any:
+def _config(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+    parameters: dict[str, str],
+    gpu: str,
+    *,
+    decoupled: bool = False,
+) -> Any:
     return backend_model(
         "python",
         name,
         inputs=inputs,
-        outputs=(ANSWER,),
+        outputs=(output,),
         parameters=parameters,
         instances=(Instance(),),
         gpu_name=gpu,
-        decoupled=True,
+        decoupled=decoupled,
     )
 
 

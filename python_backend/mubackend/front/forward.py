@@ -1,4 +1,4 @@
-"""One request as the front sends it on: the client's tensors, and a priority for Triton's own queue.
+"""Requests as the front sends them to its own server, over gRPC: tickets with a priority, tensors without.
 
 Triton's request priority is an unsigned 64-bit integer, lower first, over gRPC only (its HTTP generate
 routes and the Python backend's own calls cannot set it). With ``priority_levels`` of 2^64 - 1 every
@@ -42,14 +42,17 @@ def native_priority(key: int) -> int:
     return min(key + 1, PRIORITY_MAX)
 
 
-def infer_request(model: str, request_id: str, tensors: Mapping[str, Array], priority: int) -> Any:
-    """A ``ModelInferRequest`` for ``text_output`` of ``model`` with Triton's native ``priority``.
+def infer_request(
+    model: str, request_id: str, tensors: Mapping[str, Array], *, output: str, priority: int | None = None
+) -> Any:
+    """A ``ModelInferRequest`` for ``output`` of ``model``; with Triton's native ``priority`` if given.
 
     ``tensors`` are STRING (object arrays), BOOL, FP32 or UINT64; KeyError for another type.
     """
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
-    request.parameters["priority"].uint64_param = priority
-    request.outputs.add(name=ANSWER)
+    if priority is not None:
+        request.parameters["priority"].uint64_param = priority
+    request.outputs.add(name=output)
     for name, values in tensors.items():
         datatype = np_to_triton_dtype(values.dtype)
         tensor = request.inputs.add(name=name, datatype=datatype, shape=values.shape)

@@ -1,8 +1,8 @@
 """Triton model ``<llm>_front``: gives requests for an engine that is not ours a native priority. Decoupled.
 
-Inputs and output as Triton's vLLM backend. It asks the predictor model, sends the request over gRPC with
-its priority to ``<llm>_slots`` on the same server, and passes the answer back as it comes. The final flag
-follows the last response in an empty one.
+Inputs and output as Triton's vLLM backend. It asks the predictor model, waits with that priority for one of
+``<llm>_slots`` on the same server, calls the engine over gRPC and passes the answer back as it comes. The
+final flag follows the last response in an empty one.
 """
 
 from __future__ import annotations

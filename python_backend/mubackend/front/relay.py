@@ -1,8 +1,9 @@
-"""The front: predicts each request, queues it in Triton under its priority and passes the tokens back.
+"""The front: predicts each request, queues a ticket for it in Triton, and calls the engine in its turn.
 
-One thread runs an event loop. Each request is a gRPC stream of its own to the ``slots`` model of the same
-server, so that thousands can wait in Triton's queue and each can be cancelled alone: one that still waits
-there leaves the queue, one that runs is told to its slot.
+One thread runs an event loop. Each request is first a gRPC call of its own to the ``slots`` model of the same
+server, with its priority, then, once a slot has taken up its ticket, a gRPC stream to the engine. So
+thousands can wait in Triton's queue, tokens do not pass the slots, and each request can be cancelled alone:
+one that waits leaves the queue, one that runs is cancelled at the engine and its slot is free at once.
 
 Triton bounds a native queue for each priority level only, and here nearly every request has a level of its
 own. So the bound is kept here.
@@ -14,17 +15,27 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
+import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
 from mubackend.failure import Code, RequestError
 from mubackend.front.account import Account
-from mubackend.front.forward import Array, advice_tensors, answer_texts, infer_request, native_priority
+from mubackend.front.forward import (
+    ANSWER,
+    Array,
+    advice_tensors,
+    answer_texts,
+    infer_request,
+    native_priority,
+)
+from mubackend.front.turns import Turns
 from mubackend.length_predictor.service import Prediction
 from mubackend.priority import predicted_service_ms, virtual_finish_ms
 
@@ -71,6 +82,7 @@ class FrontSettings:
     model: str
     url: str
     slots_model: str
+    engine_model: str
     slots: int
     queue_limit: int
     const_ms: float
@@ -81,13 +93,17 @@ class FrontSettings:
 
 @dataclass(slots=True, eq=False)
 class _Passage:
-    """A request on its way: ``call`` once it is in Triton's queue, ``running`` from its first token on."""
+    """A request on its way: ``call`` is the one under way, ``running`` that its turn has come.
+
+    ``over``: the last response was sent. Asking Triton about the client then would end the whole server.
+    """
 
     way: Way
     call: Any = None
     service_ms: float = 0.0
     running: bool = False
     cancelled: bool = False
+    over: bool = False
     checked_s: float = 0.0
 
 
@@ -102,13 +118,16 @@ class Front:
         self._accepted = 0
         self._lock = threading.Lock()
         self._stopping = False
+        self._listening = threading.Event()
         self._questions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor-question")
+        self._turns = Turns()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
 
     def start(self) -> None:
-        """Start the thread of the event loop."""
+        """Start the thread of the event loop, and wait until it listens for slots."""
         self._thread.start()
+        self._listening.wait()
 
     def submit(
         self, request_id: str, tensors: Mapping[str, Array], predict: Callable[[], Prediction], way: Way
@@ -155,6 +174,8 @@ class Front:
         self._ended = asyncio.Event()
         async with grpc.aio.insecure_channel(self._settings.url, options=_UNLIMITED) as channel:
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            await self._turns.open()
+            self._listening.set()
             watch = asyncio.create_task(self._watch())
             await self._ended.wait()
             watch.cancel()
@@ -162,6 +183,7 @@ class Front:
             for task in passing:
                 task.cancel()
             await asyncio.gather(*passing, return_exceptions=True)
+            await self._turns.close()
 
     async def _pass(
         self,
@@ -178,18 +200,21 @@ class Front:
         except asyncio.CancelledError:
             if passage.cancelled:
                 self._account.cancelled(reached_engine=passage.running)
-                _tell(way, Code.CANCELLED, "the client cancelled the request")
+                _tell(passage, Code.CANCELLED, "the client cancelled the request")
             else:
                 self._account.failed(reached_engine=passage.running)
-                _tell(way, Code.UNAVAILABLE, _SHUTDOWN)
+                _tell(passage, Code.UNAVAILABLE, _SHUTDOWN)
+        except RequestError as error:
+            self._account.failed(reached_engine=passage.running)
+            _tell(passage, error.code, str(error))
         except grpc.aio.AioRpcError as error:
             self._account.failed(reached_engine=passage.running)
             code = _CODES.get(error.code(), Code.INTERNAL)
-            _tell(way, code, error.details() or f"the queue failed: {error.code().name}")
+            _tell(passage, code, error.details() or f"the queue failed: {error.code().name}")
         except Exception as error:
             logger.exception("the front failed")
             self._account.failed(reached_engine=passage.running)
-            _tell(way, Code.INTERNAL, f"the front failed: {type(error).__name__}")
+            _tell(passage, Code.INTERNAL, f"the front failed: {type(error).__name__}")
         finally:
             del self._passages[passage]
             with self._lock:
@@ -208,20 +233,44 @@ class Front:
         passage.service_ms = predicted_service_ms(
             settings.const_ms, settings.ms_per_token, max(1.0, prediction.predicted_tokens)
         )
-        sent = {**tensors, **advice_tensors(prediction)} if settings.advises else tensors
-        request = infer_request(settings.slots_model, request_id, sent, native_priority(prediction.priority))
-        passage.call = self._stub.ModelStreamInfer(iter([request]), metadata=_WITH_CODES)
-        async for message in passage.call:
-            if message.error_message:  # of a server too old for codes
-                self._account.failed(reached_engine=passage.running)
-                passage.way.fail(Code.INTERNAL, message.error_message)
-                return
+        async with self._turn(passage, request_id, native_priority(prediction.priority)):
+            sent = {**tensors, **advice_tensors(prediction)} if settings.advises else tensors
+            request = infer_request(settings.engine_model, request_id, sent, output=ANSWER)
+            passage.call = self._stub.ModelStreamInfer(iter([request]), metadata=_WITH_CODES)
+            async for message in passage.call:
+                if message.error_message:  # of a server too old for codes
+                    raise RequestError(Code.INTERNAL, message.error_message)
+                texts = answer_texts(message.infer_response)
+                if texts is not None:
+                    passage.way.send(texts)
+            self._account.completed(prediction.arrival_ms)
+            passage.over = True
+            passage.way.finish()
+
+    @asynccontextmanager
+    async def _turn(self, passage: _Passage, request_id: str, priority: int) -> AsyncIterator[None]:
+        """Wait in Triton's queue for a slot and hold it; AioRpcError when Triton refuses."""
+        ticket, turn = self._turns.ticket()
+        tensors = {"ticket": np.array([str(ticket).encode()], np.object_)}
+        request = infer_request(
+            self._settings.slots_model, request_id, tensors, output="served", priority=priority
+        )
+        passage.call = self._stub.ModelInfer(request)
+        queued = asyncio.ensure_future(passage.call)
+        try:
+            await asyncio.wait({turn, queued}, return_when=asyncio.FIRST_COMPLETED)
+            if not turn.done():
+                await queued
+                raise RequestError(Code.INTERNAL, "a slot gave its turn back")
             passage.running = True
-            texts = answer_texts(message.infer_response)
-            if texts is not None:
-                passage.way.send(texts)
-        self._account.completed(prediction.arrival_ms)
-        passage.way.finish()
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():
+                turn.result().close()
+            else:
+                turn.cancel()
+                passage.call.cancel()
+            await asyncio.gather(queued, return_exceptions=True)
 
     async def _predicted(self, predict: Callable[[], Prediction], arrival_ms: int) -> Prediction:
         """What the predictor says; without it, first come, first served."""
@@ -239,8 +288,12 @@ class Front:
         while True:
             await asyncio.sleep(_CHECK_S)
             now_s = time.monotonic()
-            running = [passage for passage in self._passages if passage.running]
-            waiting = [passage for passage in self._passages if passage.call and not passage.running]
+            running = [passage for passage in self._passages if passage.running and not passage.over]
+            waiting = [
+                passage
+                for passage in self._passages
+                if passage.call is not None and not (passage.running or passage.over)
+            ]
             waiting.sort(key=lambda passage: passage.checked_s)
             for passage in [*running, *waiting[:_WAITING_CHECKS]]:
                 passage.checked_s = now_s
@@ -265,8 +318,11 @@ def _is_gone(way: Way) -> bool:
         return False
 
 
-def _tell(way: Way, code: Code, message: str) -> None:
+def _tell(passage: _Passage, code: Code, message: str) -> None:
+    if passage.over:
+        return
+    passage.over = True
     try:
-        way.fail(code, message)
+        passage.way.fail(code, message)
     except Exception as error:  # nobody is left to tell
         logger.warning("an error could not be sent: %s", error)

@@ -22,6 +22,7 @@ def read_front_settings(settings: Settings, environment: Mapping[str, str]) -> F
         model=settings.text("muserve_model"),
         url=settings.text("grpc_url", environment.get(GRPC_URL_VARIABLE) or DEFAULT_URL),
         slots_model=settings.text("slots_model"),
+        engine_model=settings.text("engine_model"),
         slots=settings.count("slots"),
         queue_limit=settings.count("queue_limit"),
         const_ms=settings.number("const_ms"),

@@ -1,55 +1,41 @@
-"""Triton model ``<llm>_slots``: each instance works on one request of the engine behind it. Decoupled.
+"""Triton model ``<llm>_slots``: each instance stands for one request that the engine works on.
 
-Triton's native priority queue in front of the instances decides which request gets the next free one. The
-inputs are the engine's, and so is the output. Four instances at least: with fewer, Triton's batcher loses
-wake-ups and stalls for half a second at a time.
+Triton's native priority queue in front of the instances decides whose turn it is. Input ticket STRING[1],
+from ``<llm>_front``, which calls the engine while its ticket is held; output served BOOL[1] at the end.
+Four instances at least: with fewer, Triton's batcher loses wake-ups and stalls for half a second at a time.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from mubackend.settings import read_settings
-from mubackend.slots.passing import pass_on
+from mubackend.failure import Code, RequestError
+from mubackend.slots.holding import hold, parse_ticket
+from mubackend.tensors import one_text
 
 
 class TritonPythonModel:
     """What Triton's Python backend calls."""
 
-    def initialize(self, args: dict[str, str]) -> None:
-        """Read the engine's name; a wrong setting fails the model's load with one sentence."""
-        settings = read_settings(args)
-        self._engine = settings.text("engine_model")
-        self._outputs = settings.text("outputs").split(",")
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Hold each request's turn to its end."""
+        return [_hold(request) for request in requests]
 
-    def execute(self, requests: list[Any]) -> None:
-        """Work on each request to its end."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                error = self._serve(request, sender)
-            except Exception as failure:
-                message = f"{self._engine} could not be called: {type(failure).__name__}"
-                pb_utils.Logger.log_error(f"{message}: {failure}")
-                error = pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
-            if error is None:
-                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            else:
-                response = pb_utils.InferenceResponse(output_tensors=[], error=error)
-                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _serve(self, request: Any, sender: Any) -> Any:
-        """The engine's error, None when it answered."""
-        call = pb_utils.InferenceRequest(
-            model_name=self._engine,
-            requested_output_names=self._outputs,
-            inputs=request.inputs(),
-            request_id=request.request_id(),
-        )
-        return pass_on(
-            call.exec(decoupled=True),
-            lambda response: sender.send(pb_utils.InferenceResponse(response.output_tensors())),
-            sender.is_cancelled,
-        )
+def _hold(request: Any) -> Any:
+    try:
+        tensor = pb_utils.get_input_tensor_by_name(request, "ticket")
+        hold(parse_ticket(one_text("ticket", tensor.as_numpy())))
+    except RequestError as error:
+        return _failed(error.code, str(error))
+    except OSError as error:
+        return _failed(Code.UNAVAILABLE, f"the front of this ticket is gone: {error.strerror}")
+    return pb_utils.InferenceResponse([pb_utils.Tensor("served", np.array([True]))])
+
+
+def _failed(code: Code, message: str) -> Any:
+    error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code.value))
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)

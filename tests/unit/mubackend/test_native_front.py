@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from fake_triton import FakeTriton, fake_triton
+from fake_triton import FakeTriton, fake_triton, tensor
 from mubackend.failure import Code, RequestError
 from mubackend.front.account import Account
 from mubackend.front.forward import answer_texts, infer_request, native_priority
@@ -24,7 +25,7 @@ from mubackend.front.settings import read_front_settings
 from mubackend.length_predictor.service import Prediction
 from mubackend.metrics import RecordedMetrics
 from mubackend.settings import Settings
-from mubackend.slots.passing import CHECK_S, pass_on
+from mubackend.slots.holding import Ticket, hold, parse_ticket
 
 KEYS = st.integers(min_value=0, max_value=2**64 - 1)
 
@@ -55,7 +56,7 @@ def test_a_request_is_sent_on_as_it_came_with_a_native_priority() -> None:
         "predicted_tokens": np.array([7.5], np.float32),
         "arrival_ms": np.array([2**63], np.uint64),
     }
-    request = infer_request("slots", "id-1", tensors, 2**64 - 1)
+    request = infer_request("slots", "id-1", tensors, output="served", priority=2**64 - 1)
     assert (request.model_name, request.id) == ("slots", "id-1")
     assert request.parameters["priority"].uint64_param == 2**64 - 1
     found = {t.name: (t.datatype, list(t.shape), t.contents) for t in request.inputs}
@@ -85,6 +86,7 @@ class Client:
         self.end.append(f"{code.name}: {message}")
 
     def cancelled(self) -> bool:
+        assert not self.end, "Triton dies of this question after the last response"
         return self.gone
 
 
@@ -117,7 +119,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     ours = getattr(request, "param", False)
     with fake_triton() as (triton, url):
         settings = FrontSettings(
-            model="llm", url=url, slots_model="llm_slots", slots=4, queue_limit=2,
+            model="llm", url=url, slots_model="llm_slots", engine_model="llm_engine", slots=4, queue_limit=2,
             const_ms=1000.0, ms_per_token=500.0, alpha=1.0, advises=ours,
         )  # fmt: skip
         triton.refusals["bad"] = (grpc.StatusCode.INVALID_ARGUMENT, "max_tokens: expected more")
@@ -135,9 +137,13 @@ def test_an_answer_comes_back_token_by_token_and_ends_once(served: Served) -> No
     until(lambda: client.end)
     assert (client.words, client.end) == (["Grüße ", "an ", "世界 ", "🎉 "], ["whole"])
     (request,) = served.triton.seen
-    assert request.model_name == "llm_slots"
-    assert request.parameters["priority"].uint64_param == 42
+    assert request.model_name == "llm_engine"
+    assert "priority" not in request.parameters
     assert [tensor.name for tensor in request.inputs] == ["text_input"]
+    (ticket,) = served.triton.tickets
+    assert ticket.model_name == "llm_slots"
+    assert ticket.parameters["priority"].uint64_param == 42
+    until(lambda: served.triton.ended_turns == 1)
     assert served.metrics.observations["mu_request_latency_ms"] == [200]
     assert served.metrics.total("mu_slo_met_total") == 1
 
@@ -172,7 +178,7 @@ def test_a_predictor_that_fails_means_first_come_first_served(served: Served) ->
     served.front.submit("", {"text_input": np.array([b"a"], np.object_)}, broken, client)
     until(lambda: client.end)
     assert client.end == ["whole"]
-    assert served.triton.seen[0].parameters["priority"].uint64_param == 301
+    assert served.triton.tickets[0].parameters["priority"].uint64_param == 301
     assert served.metrics.total("mu_fallback_total", "predictor_failed") == 1
 
 
@@ -192,17 +198,48 @@ def test_whoever_comes_to_a_full_queue_is_told_the_wait(served: Served) -> None:
 
 
 def test_a_client_that_goes_is_taken_out_of_the_queue(served: Served) -> None:
+    served.triton.turn.clear()
     staying, going = served.ask("stays"), served.ask("goes")
-    until(lambda: len(served.triton.seen) == 2)
+    until(lambda: len(served.triton.tickets) == 2)
     going.gone = True
     until(lambda: going.end)
     assert going.end == ["CANCELLED: the client cancelled the request"]
-    until(lambda: served.triton.cancelled)
-    assert served.triton.cancelled == ["goes"]
+    until(lambda: served.triton.given_up == 1)
+    served.triton.turn.set()
     served.triton.go.set()
     until(lambda: staying.end)
     assert staying.end == ["whole"]
     assert served.metrics.total("mu_cancelled_total") == 1
+    assert len(served.triton.seen) == 1, "the engine never saw it"
+
+
+def test_a_client_that_goes_in_its_turn_stops_the_engine_and_frees_the_slot(served: Served) -> None:
+    going = served.ask("goes")
+    until(lambda: served.triton.seen)
+    assert served.triton.ended_turns == 0
+    going.gone = True
+    until(lambda: going.end and served.triton.cancelled and served.triton.ended_turns)
+    assert going.end == ["CANCELLED: the client cancelled the request"]
+    assert served.triton.cancelled == ["goes"]
+    assert served.metrics.total("mu_cancelled_total") == 1
+
+
+def test_a_ticket_is_taken_up_once_and_only_by_who_has_it(served: Served) -> None:
+    served.ask("a")
+    until(lambda: served.triton.seen)
+    used = parse_ticket(tensor(served.triton.tickets[0], "ticket")[0].decode())
+    for token in (used.token, "0" * 32, "short"):
+        hold(Ticket(used.front, token)) if token != "short" else touch(used)
+    served.triton.go.set()
+    until(lambda: served.triton.ended_turns == 1)
+    with pytest.raises(RequestError, match="ticket: expected one that a front has given out"):
+        parse_ticket("made up")
+
+
+def touch(ticket: Ticket) -> None:
+    """Connect and hang up."""
+    with socket.socket(socket.AF_UNIX) as front:
+        front.connect(ticket.address)
 
 
 def test_stopping_ends_what_waits(served: Served) -> None:
@@ -215,62 +252,10 @@ def test_stopping_ends_what_waits(served: Served) -> None:
     served.front.stop = lambda: None  # type: ignore[method-assign]
 
 
-@dataclass
-class Response:
-    text: str = ""
-    failed: bool = False
-
-    def has_error(self) -> bool:
-        return self.failed
-
-    def error(self) -> str:
-        return self.text
-
-    def output_tensors(self) -> list[str]:
-        return [self.text] if self.text else []
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        self.now_s += CHECK_S
-        return self.now_s
-
-
-def test_a_slot_passes_on_what_has_outputs() -> None:
-    sent: list[Any] = []
-    responses = [Response("a"), Response("b"), Response()]
-    assert pass_on(responses, sent.append, lambda: False) is None
-    assert [response.text for response in sent] == ["a", "b"]
-
-
-def test_a_slot_returns_the_engines_error() -> None:
-    sent: list[Any] = []
-    error = pass_on([Response("a"), Response("broken", failed=True)], sent.append, lambda: False)
-    assert (error, len(sent)) == ("broken", 1)
-
-
-def test_a_slot_whose_client_has_gone_tells_the_engine_or_waits_for_it() -> None:
-    class Cancellable(list[Response]):
-        cancels = 0
-
-        def cancel(self) -> None:
-            self.cancels += 1
-
-    responses = Cancellable(Response(str(n)) for n in range(5))
-    sent: list[Any] = []
-    assert pass_on(responses, sent.append, lambda: True, Clock()) is None
-    assert (responses.cancels, sent) == (1, [])
-    drained = iter([Response("a"), Response("b"), Response("late", failed=True)])
-    assert pass_on(drained, sent.append, lambda: True, Clock()) is None
-    assert (list(drained), sent) == ([], [])
-
-
 def test_where_the_server_listens_is_in_its_environment_unless_the_configuration_says_it() -> None:
     given = {
-        "muserve_model": "llm", "slots_model": "s", "slots": "4", "queue_limit": "1", "const_ms": "1",
+        "muserve_model": "llm", "slots_model": "s", "engine_model": "e", "slots": "4", "queue_limit": "1",
+        "const_ms": "1",
         "ms_per_token": "1", "alpha": "inf", "engine_is_ours": "false",
     }  # fmt: skip
 

@@ -69,24 +69,22 @@ def test_each_replica_of_the_engine_gets_its_slots(tmp_path: Path) -> None:
 def test_the_parts_know_each_other(tmp_path: Path) -> None:
     _, files = replicated_files(write_spec(tmp_path, [LLM], **NATIVE), {})
     made = configs(files)
-    front, slots = parameters(made["llm_front"]), parameters(made["llm_slots"])
+    front = parameters(made["llm_front"])
     assert [step.model_name for step in made["llm"].ensemble_scheduling.step] == ["llm_front"]
     assert (front["predictor_model"], front["slots_model"]) == ("llm_length_predictor", "llm_slots")
-    assert slots["engine_model"] == "llm_engine"
+    assert front["engine_model"] == "llm_engine"
     assert front["queue_limit"] == "9"
     assert front["engine_is_ours"] == "true"
     assert parameters(made["llm_engine"])["queue_order"] == "fcfs"
-    given = {tensor.name for tensor in made["llm_slots"].input}
-    assert given == {tensor.name for tensor in made["llm_engine"].input}
+    assert [tensor.name for tensor in made["llm_slots"].input] == ["ticket"]
+    decoupled = {key for key, config in made.items() if config.model_transaction_policy.decoupled}
+    assert decoupled == {"llm_front", "llm_engine"}
 
 
 def test_the_stock_vllm_backend_gets_what_it_knows_and_no_more(tmp_path: Path) -> None:
     _, files = replicated_files(write_spec(tmp_path, [VLLM], **NGC), {})
     made = configs(files)
     assert made["llm_engine"].backend == "vllm"
-    assert {tensor.name for tensor in made["llm_slots"].input} == {
-        "text_input", "stream", "sampling_parameters", "exclude_input_in_output"
-    }  # fmt: skip
     assert parameters(made["llm_front"])["engine_is_ours"] == "false"
     plain = write_spec(tmp_path, [VLLM], virtual=False, serving={"target": "ngc"})
     without = configs(replicated_files(plain, {})[1])["llm"]
