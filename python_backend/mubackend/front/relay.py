@@ -35,7 +35,7 @@ from mubackend.front.forward import (
     infer_request,
     native_priority,
 )
-from mubackend.front.turns import Turns
+from mubackend.front.turns import Turns, end_turn
 from mubackend.length_predictor.service import Prediction
 from mubackend.priority import predicted_service_ms, virtual_finish_ms
 
@@ -179,11 +179,11 @@ class Front:
             watch = asyncio.create_task(self._watch())
             await self._ended.wait()
             watch.cancel()
+            await self._turns.close()
             passing = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in passing:
                 task.cancel()
             await asyncio.gather(*passing, return_exceptions=True)
-            await self._turns.close()
 
     async def _pass(
         self,
@@ -266,7 +266,7 @@ class Front:
             yield
         finally:
             if turn.done() and not turn.cancelled():
-                turn.result().close()
+                await end_turn(turn.result())
             else:
                 turn.cancel()
                 passage.call.cancel()

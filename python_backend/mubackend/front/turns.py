@@ -40,11 +40,20 @@ class Turns:
 
     async def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A slot has taken up a ticket; whose owner has given up, it is sent away."""
-        token = ""
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            token = (await reader.readexactly(TOKEN_BYTES)).decode("ascii", "replace")
-        turn = self._waiting.get(token)
-        if turn is None or turn.done():
-            writer.close()
-        else:
-            turn.set_result(writer)
+        turn = None
+        try:
+            turn = self._waiting.get((await reader.readexactly(TOKEN_BYTES)).decode("ascii", "replace"))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # no slot of ours
+        finally:
+            if turn is None or turn.done():
+                await end_turn(writer)
+            else:
+                turn.set_result(writer)
+
+
+async def end_turn(writer: asyncio.StreamWriter) -> None:
+    """Let the slot go, as far as it is still there."""
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
