@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _CHECK_S = 0.05
 _WAITING_CHECKS = 16
 _LOAD_PERIOD_S = 0.25
+_STOP_S = 5.0
 _SHUTDOWN = "the server is shutting down"
 # Metadata that makes Triton end a stream with the error's own code instead of a message in a response.
 _WITH_CODES = (("triton_grpc_error", "true"),)
@@ -99,6 +100,7 @@ class _Passage:
     """
 
     way: Way
+    task: asyncio.Task[Any]
     call: Any = None
     service_ms: float = 0.0
     running: bool = False
@@ -180,10 +182,11 @@ class Front:
             await self._ended.wait()
             watch.cancel()
             await self._turns.close()
-            passing = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in passing:
-                task.cancel()
-            await asyncio.gather(*passing, return_exceptions=True)
+            for passage in self._passages:
+                passage.task.cancel()
+            # What is left then ends by itself: passages, and slots that come too late.
+            if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(rest, timeout=_STOP_S)
 
     async def _pass(
         self,
@@ -193,7 +196,9 @@ class Front:
         way: Way,
         arrival_ms: int,
     ) -> None:
-        passage = _Passage(way, checked_s=time.monotonic())
+        task = asyncio.current_task()
+        assert task is not None
+        passage = _Passage(way, task, checked_s=time.monotonic())
         self._passages[passage] = None
         try:
             await self._answer(passage, request_id, tensors, predict, arrival_ms)
