@@ -185,7 +185,8 @@ class Front:
             for passage in self._passages:
                 passage.task.cancel()
             # What is left then ends by itself: passages, and slots that come too late.
-            if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            deadline_s = time.monotonic() + _STOP_S
+            while (rest := asyncio.all_tasks() - {asyncio.current_task()}) and time.monotonic() < deadline_s:
                 await asyncio.wait(rest, timeout=_STOP_S)
 
     async def _pass(
