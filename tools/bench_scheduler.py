@@ -1,10 +1,11 @@
 """Queue orders against each other on a real Triton: the whole endpoint, replay engine, real prompts.
 
-One arm is one order. Every arm has its own ensemble (length predictor, engine) on one Triton; the arms are
-measured one after another in turns, each on the same seeds: same arrivals, prompts and answers, which are
-those of the test side of the ShareGPT split. The engine's time is virtual but real to wait for: a step with
-all slots busy takes --step-ms for each slot, which keeps the rate of requests the same whatever the number
-of slots. The first part of each run (--warm-up) is not measured.
+One arm is one order. Every arm has its own ensemble (length predictor, engine) and virtual GPU on one Triton;
+the arms are measured one after another in turns (or --together), each on the same seeds: same arrivals,
+prompts and answers, which are those of the test side of the ShareGPT split. The engine's time is virtual but
+real to wait for: a step with all slots busy takes --step-ms for each slot, which keeps the rate of requests
+the same whatever the number of slots. *pace* says whether the machine kept up: it should be the same for all
+arms. The first part of each run (--warm-up) is not measured.
 
 *captured*: (FCFS - arm) / (FCFS - oracle) in mean completion time, the oracle knowing each answer's length.
 Completion counts from the planned arrival, predictor and routing included. Spreads are standard deviations
@@ -23,6 +24,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ import yaml
 from rich.console import Console
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from muplan.deploy.running import running_triton
+from muplan.deploy.running import RunningTriton, running_triton
 from muplan.load.arrivals import gamma_arrivals
 from muplan.load.trace import read_trace
 from muplan.pipeline import generate
@@ -51,7 +53,9 @@ from muserve.queue_order import PARAMETERS_OF, Order, OrderParameters
 BASELINE, KNOWS = Order.FCFS, Order.ORACLE
 NAME, NODE = "llm", "node0"
 SPEC: dict[str, Any] = {
-    "cluster": {"nodes": [{"name": NODE, "gpus": [{"part": "V100-16GB", "count": 1, "virtual": True}]}]},
+    "cluster": {
+        "nodes": [{"name": NODE, "gpus": [{"part": "V100-16GB", "count": len(Order), "virtual": True}]}]
+    },
     "models": [
         {
             "name": NAME,
@@ -94,10 +98,10 @@ def main() -> None:
         for rounds, slots in itertools.product(options.conversation_rounds, options.slots):
             prompts = _prompts(rounds, options.prompts)
             directory = Path(scratch, f"{rounds}-{slots}")
-            with _served(directory, prompts, slots, options) as url:
+            with _served(directory, prompts, slots, options) as triton:
                 for load, arrivals in itertools.product(options.loads, _arrival_laws(options)):
                     cell = Cell(slots=slots, load=load, arrivals=arrivals, rounds=rounds)
-                    cells.append(_measure(url, cell, prompts, options))
+                    cells.append(_measure(triton, cell, prompts, options))
                     if not options.json:
                         print(table(cells[-1]), flush=True)
     report = {"cells": cells, "setup": _setup(options)}
@@ -121,6 +125,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="one run of every arm for each")
     parser.add_argument("--step-ms", type=float, default=0.5, help="one token step, for each slot")
     parser.add_argument("--prompts", type=int, default=2000, help="prompts to draw from")
+    parser.add_argument(
+        "--together", action="store_true", help="all arms at once: a busy machine's noise hits all alike"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (.png or .svg)")
     parser.add_argument("--json", action="store_true", help="print report.json's shape")
     options = parser.parse_args()
@@ -150,8 +157,8 @@ def _prompts(rounds: int, most: int) -> dict[str, int]:
 @contextmanager
 def _served(
     directory: Path, prompts: dict[str, int], slots: int, options: argparse.Namespace
-) -> Iterator[str]:
-    """gRPC address of a Triton with one ensemble for each arm, named after it."""
+) -> Iterator[RunningTriton]:
+    """A Triton with one ensemble for each arm, named after it."""
     directory.mkdir(parents=True)
     answers = directory / "answers.jsonl"
     with answers.open("w", encoding="utf-8") as lines:
@@ -171,7 +178,7 @@ def _served(
         shutil.rmtree(repository / model)
     open_gpus(read_plan(plan_dir), plan_dir, NODE)
     with running_triton(repository, plan_dir=plan_dir, log=directory / "triton.log") as triton:
-        yield triton.grpc_url
+        yield triton
 
 
 def _copy_for(arm: Order, model: Path, slots: int, step_ms: float) -> None:
@@ -186,6 +193,8 @@ def _copy_for(arm: Order, model: Path, slots: int, step_ms: float) -> None:
         "ms_per_token": str(step_ms * slots),
         "queue_order": arm.value,
         "muserve_model": arm.value,
+        "gpu": f"{NODE}/gpu{list(Order).index(arm)}",
+        "gpu_uuid": f"VGPU-{NODE}-{list(Order).index(arm)}",
         "predictor_model": f"{arm.value}_length_predictor",
     }
     numbers = {key: str(getattr(OrderParameters(), key)) for key in PARAMETERS_OF[arm]}
@@ -200,26 +209,33 @@ def _copy_for(arm: Order, model: Path, slots: int, step_ms: float) -> None:
         file.write_bytes(config_bytes(config))
 
 
-def _measure(url: str, cell: Cell, prompts: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
+def _measure(
+    triton: RunningTriton, cell: Cell, prompts: dict[str, int], options: argparse.Namespace
+) -> dict[str, Any]:
     """The report of one cell: every arm on every seed, in turns."""
     runs: dict[Order, list[Floats]] = {arm: [] for arm in options.arms}
     measured_rps: dict[Order, list[float]] = {arm: [] for arm in options.arms}
+    paces: dict[Order, list[float]] = {arm: [] for arm in options.arms}
     tokens: dict[int, Floats] = {}
     for turn, seed in enumerate(options.seeds):
         asks = plan(cell, prompts, seed, options)
         first = int(options.warm_up * len(asks))
         tokens[seed] = np.array([ask.tokens for ask in asks[first:]], np.float64)
-        for place in range(len(options.arms)):
-            arm = options.arms[(place + turn) % len(options.arms)]
-            with console.status(f"{cell} seed {seed}: {arm.value}, about {asks[-1].at_s:.0f} s"):
-                jct_s, span_s = asyncio.run(_run(url, arm, asks))
-            runs[arm].append(jct_s[first:])
-            measured_rps[arm].append(len(asks) / span_s)
+        turned = options.arms[turn % len(options.arms) :] + options.arms[: turn % len(options.arms)]
+        for together in [turned] if options.together else [[arm] for arm in turned]:
+            names = ", ".join(arm.value for arm in together)
+            with console.status(f"{cell} seed {seed}: {names}, about {asks[-1].at_s:.0f} s"):
+                done = asyncio.run(_run_together(triton.grpc_url, together, asks))
+            for arm, (jct_s, span_s) in zip(together, done, strict=True):
+                runs[arm].append(jct_s[first:])
+                measured_rps[arm].append(len(asks) / span_s)
+                paces[arm].append(_pace(triton.metrics_url, arm))
     arms: dict[str, Any] = {}
     last = [arm for arm in options.arms if arm not in (BASELINE, Order.BOUNDED)]
     for arm in (BASELINE, *last, *(a for a in options.arms if a is Order.BOUNDED)):
         arms[arm.value] = _figures(runs, arm, list(tokens.values()), cell, options.step_ms)
         arms[arm.value]["makespan_throughput_rps"] = statistics.mean(measured_rps[arm])
+        arms[arm.value]["service_pace"] = statistics.mean(paces[arm])
     ours = list(arms)[-1]
     return {
         "cell": {"slots": cell.slots, "load": cell.load, "arrivals": cell.arrivals, "rounds": cell.rounds},
@@ -256,6 +272,10 @@ def plan(cell: Cell, prompts: dict[str, int], seed: int, options: argparse.Names
     ]
 
 
+async def _run_together(url: str, arms: Sequence[Order], asks: Sequence[Ask]) -> list[tuple[Floats, float]]:
+    return await asyncio.gather(*(_run(url, arm, asks) for arm in arms))
+
+
 async def _run(url: str, arm: Order, asks: Sequence[Ask]) -> tuple[Floats, float]:
     """Completion minus planned arrival of each request, and the time to the last completion (s)."""
     async with grpc.aio.insecure_channel(url) as channel:
@@ -271,6 +291,16 @@ async def _run(url: str, arm: Order, asks: Sequence[Ask]) -> tuple[Floats, float
 
         done_s = np.array(await asyncio.gather(*(one(ask) for ask in asks)))
     return done_s - np.array([ask.at_s for ask in asks]), float(done_s.max())
+
+
+def _pace(metrics_url: str, arm: Order) -> float:
+    """Actual over predicted time in a slot: the same for all arms, unless the machine could not keep up."""
+    with urllib.request.urlopen(metrics_url, timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    series = (
+        line for line in lines if line.startswith("mu_service_pace{") and f'model="{arm.value}"' in line
+    )
+    return float(next(series).split()[-1])
 
 
 def _request(arm: Order, ask: Ask) -> Any:
@@ -320,14 +350,15 @@ def table(cell: dict[str, Any]) -> str:
     place = cell["cell"]
     lines = [
         f"\n{place['slots']} slots, load {place['load']:g}, {place['arrivals']}, rounds 1-{place['rounds']}",
-        f"  {'':14}{'mean s':>8}{'p50':>8}{'p99':>8}{'captured':>16}{'p99/FCFS':>10}{'wait/FCFS':>11}",
+        f"  {'':14}{'mean s':>8}{'p50':>8}{'p99':>8}{'captured':>16}{'p99/FCFS':>10}{'wait/FCFS':>11}"
+        f"{'pace':>7}",
     ]
     for name, arm in cell["arms"].items():
         jct, captured = arm["jct_s"], arm["captured"]
         lines.append(
             f"  {name:14}{jct['mean']:8.2f}{jct['p50']:8.2f}{jct['p99']:8.2f}"
             f"{captured['mean']:9.2f} ±{captured['spread']:.2f}{arm['p99_ratio']['mean']:13.2f}"
-            f"{arm['longest_wait_ratio']['mean']:11.2f}"
+            f"{arm['longest_wait_ratio']['mean']:11.2f}{arm['service_pace']:7.2f}"
         )
     return "\n".join([*lines, *(f"  {name}: {value:.2f}" for name, value in cell["ratios"].items())])
 

@@ -54,9 +54,9 @@ class OrderParameters:
     ``max(floor, factor x backlog / mean predicted service)``. ``cap_factor``: of ``relative_cap``.
     ``class_levels``: of ``classes``. ``bound_quantile``, ``bound_ordinary``, ``bound_extreme``: of
     ``bounded``; a request is overdue when it has waited ``bound_ordinary`` times that quantile of the
-    backlogs that earlier requests met, or, if it meets a longer backlog than that quantile,
-    ``bound_extreme`` times its own. ``standard_share``, ``batch_share``: service that waiting requests
-    of the class get for each unit of service that other classes get.
+    backlogs that earlier requests met, or, if it meets a longer backlog than that quantile, a factor
+    times its own that grows from 1 to ``bound_extreme`` (>= 1). ``standard_share``, ``batch_share``:
+    service that waiting requests of the class get for each unit of service that other classes get.
     """
 
     alpha: float = 30.0
@@ -66,7 +66,7 @@ class OrderParameters:
     class_levels: float = 5.0
     bound_quantile: float = 0.99
     bound_ordinary: float = 0.9
-    bound_extreme: float = 2.25
+    bound_extreme: float = 2.5
     standard_share: float = 0.2
     batch_share: float = 0.05
 
@@ -87,7 +87,7 @@ class OrderParameters:
 RANGES: Mapping[str, tuple[float, float]] = {
     "bound_quantile": (0.5, 1.0),
     "bound_ordinary": (0.0, 100.0),
-    "bound_extreme": (0.0, 100.0),
+    "bound_extreme": (1.0, 100.0),
     "class_levels": (1.0, 100.0),
     "standard_share": (0.001, 1.0),
     "batch_share": (0.001, 1.0),

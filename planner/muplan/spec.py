@@ -143,13 +143,30 @@ class WeightsSpec(_Section):
 class EngineSpec(_Section):
     """What generates the tokens of a generative model, and how many answers it works on at once."""
 
-    name: Literal["replay", "vllm"] | None = Field(
+    name: Literal["replay", "transformers", "vllm"] | None = Field(
         default=None, description="Default: replay on target embedded, vllm on target ngc."
     )
     model: str | None = Field(
         default=None,
-        description="What vllm loads: a Hugging Face id, or the absolute path of a directory on the node; "
-        "default: the id in source hf:ID.",
+        description="What transformers and vllm load: the absolute path of a directory on the node or, for "
+        "vllm, a Hugging Face id; default: the directory or the id in source hf:.",
+    )
+    environment: str | None = Field(
+        default=None,
+        description="Python environment that transformers or vllm runs in on target embedded, relative to "
+        "the spec: a directory with bin/activate that has muserve too. Default: the server's own.",
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More of vLLM's AsyncEngineArgs, on target embedded; what the plan decides wins.",
+    )
+    batching: Literal["none", "dynamic", "continuous"] = Field(
+        default="continuous",
+        description="none: one request at a time; dynamic: a batch runs to its end before the next begins; "
+        "continuous: a request takes any slot that becomes free.",
+    )
+    max_queue_delay_ms: Annotated[float, Field(ge=0, le=60_000)] = Field(
+        default=0.0, description="How long dynamic batching waits for a full batch."
     )
     tensor_parallel: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         default="auto",
@@ -165,6 +182,14 @@ class EngineSpec(_Section):
     answers: str | None = Field(
         default=None, description="Recorded answers the replay engine gives, relative to the spec."
     )
+
+    @model_validator(mode="after")
+    def _one_way_of_batching(self) -> Self:
+        if self.batching == "none" and self.slots != 1:
+            raise ValueError(f"batching none has one request at a time, expected slots 1, got {self.slots}")
+        if self.batching != "dynamic" and self.max_queue_delay_ms:
+            raise ValueError("max_queue_delay_ms has a meaning for batching dynamic alone")
+        return self
 
 
 class BatchingSpec(_Section):

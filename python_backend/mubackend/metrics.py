@@ -151,6 +151,9 @@ CATALOGUE: Mapping[str, MetricSpec] = {
     ),
     "mu_rejected_total": MetricSpec(kind=Kind.COUNTER, help="Requests refused because the queue was full"),
     "mu_cancelled_total": MetricSpec(kind=Kind.COUNTER, help="Requests that the client cancelled"),
+    "mu_preemptions_total": MetricSpec(
+        kind=Kind.COUNTER, help="Running requests put back for lack of cache (engine vllm)"
+    ),
     "mu_stage_overrun_seconds_total": MetricSpec(
         kind=Kind.COUNTER, help="Time by which the CPU was slower than the virtual GPU it stands in for"
     ),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import psutil
 
 from muserve.errors import InputError
+
+_OUTSIDE_EPHEMERAL = range(20_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,15 +26,22 @@ class Ports:
 
 
 def free_ports(address: str = "127.0.0.1") -> Ports:
-    """Three ports nobody listens on. Another process may still take one before the server does."""
+    """Three ports nobody listens on. Another process may still take one before the server does.
+
+    They are below those that systems hand out by themselves (Linux: from 32768), of which one may be taken
+    by a model that opens connections while it loads, before Triton listens.
+    """
+    free: list[int] = []
     with ExitStack() as held:
-        numbers = []
-        for _ in range(3):
+        for port in random.sample(_OUTSIDE_EPHEMERAL, len(_OUTSIDE_EPHEMERAL)):
             probe = held.enter_context(_probe(address))
-            probe.bind((address, 0))
-            numbers.append(probe.getsockname()[1])
-    http, grpc, metrics = numbers
-    return Ports(http=http, grpc=grpc, metrics=metrics)
+            with suppress(OSError):
+                probe.bind((address, port))
+                free.append(port)
+            if len(free) == 3:
+                http, grpc, metrics = free
+                return Ports(http=http, grpc=grpc, metrics=metrics)
+    raise InputError(f"{address}: expected an address of this machine with three free ports")
 
 
 def require_free(ports: Ports, address: str) -> None:

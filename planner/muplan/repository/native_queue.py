@@ -22,6 +22,7 @@ from muplan.repository.generative import (
     ANSWER,
     PUBLIC,
     generative_configs,
+    predictor_model,
     same,
 )
 from muplan.repository.model_config import Instance, Step, Tensor, backend_model, ensemble
@@ -55,9 +56,10 @@ def native_configs(
             f"{spec_file.path}: {model.name}: queue native runs a process for each of engine.slots x "
             f"replicas, expected at most {MOST_SLOTS}, got {slots}"
         )
-    _, predictor, engine = generative_configs(plan, model, staged, spec_file)
+    predictor = predictor_model(model, spec_file)
     ours = plan.target != Target.NGC
     if ours:
+        *_, engine = generative_configs(plan, model, staged, spec_file)
         engine.config.parameters["queue_order"].string_value = "fcfs"
     else:
         _, engine = vllm_configs(plan, model, staged, spec_file)

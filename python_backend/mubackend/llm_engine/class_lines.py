@@ -39,7 +39,7 @@ class ClassLines(Generic[Item]):
         line = self._lines[traffic_class]
         key = line.discipline.push(item, ticket)
         line.shortest.push(item, ticket.service_ms, ticket.number)
-        line.work_ms += ticket.service_ms
+        line.work_ms += ticket.work_ms
         self._joined[item] = (traffic_class, ticket)
         return key
 
@@ -51,18 +51,19 @@ class ClassLines(Generic[Item]):
         waiting = [name for name in TrafficClass if self._lines[name].discipline]
         if not waiting:
             raise IndexError("nobody waits")
-        owed = [name for name in waiting[1:] if self._lines[name].credit_ms >= mean_service_ms]
+        owed_from_ms = mean_service_ms or 1.0
+        owed = [name for name in waiting[1:] if self._lines[name].credit_ms >= owed_from_ms]
         chosen = owed[0] if owed else waiting[0]
         item = self._lines[chosen].discipline.pop(now_ms)
-        service_ms = self._joined[item][1].service_ms
+        ticket = self._joined[item][1]
         for name in waiting[1:]:
             if name is chosen:
-                self._lines[name].credit_ms -= service_ms
+                self._lines[name].credit_ms -= ticket.work_ms
             else:
-                self._lines[name].credit_ms += self._parameters.share(name) * service_ms
+                self._lines[name].credit_ms += self._parameters.share(name) * ticket.work_ms
         line = self._lines[chosen]
         self._forget(item)
-        return item, bool(line.shortest) and line.shortest.lowest_key() < service_ms
+        return item, bool(line.shortest) and line.shortest.lowest_key() < ticket.service_ms
 
     def remove(self, item: Item) -> bool:
         """Take one item out of the middle; False when it does not wait."""
@@ -81,7 +82,7 @@ class ClassLines(Generic[Item]):
         name, ticket = self._joined.pop(item)
         line = self._lines[name]
         line.shortest.remove(item)
-        line.work_ms = line.work_ms - ticket.service_ms if line.discipline else 0.0
+        line.work_ms = line.work_ms - ticket.work_ms if line.discipline else 0.0
         if not line.discipline:
             line.credit_ms = 0.0
 

@@ -21,6 +21,7 @@ from mubackend.llm_engine.recent_values import RecentValues
 from muserve.queue_order import Order, OrderParameters
 
 BACKLOG_WINDOW = 10_000
+EXTREME_BACKLOG = 3.0
 _LENGTH_WINDOW = 1_000
 
 
@@ -41,6 +42,11 @@ class Ticket:
     mean_service_ms: float = 0.0
     pace: float = 1.0
     priority: int | None = None
+
+    @property
+    def work_ms(self) -> float:
+        """The service to reckon with: the mean where it is unknown, and never nothing."""
+        return self.service_ms or self.mean_service_ms or 1.0
 
 
 Item = TypeVar("Item", bound=Hashable)
@@ -169,10 +175,10 @@ class BacklogBound:
 
     First come, first served would have let a request wait its ``backlog_ms``. Up to a quantile Q of
     what past requests met, everybody may wait ``ordinary * Q``: the tail of the waiting times stays
-    about that of first come, first served. A request that meets more than Q arrives in an exceptional
-    burst or in an overload; it may wait ``extreme`` times what first come, first served would have
-    let it wait. Backlogs count as past when an arrival finds a free slot, so a lasting overload never
-    becomes the ordinary case.
+    about that of first come, first served. A request that meets a longer backlog b may wait
+    ``factor * b``: from 1 where b is Q, so that the longest waits of ordinary bursts stay what they were,
+    to ``extreme`` where b is ``EXTREME_BACKLOG`` times Q or more, as in an overload. Backlogs count as
+    past when an arrival finds a free slot, so a lasting overload never becomes the ordinary case.
     """
 
     def __init__(self, quantile: float, ordinary: float, extreme: float) -> None:
@@ -191,13 +197,17 @@ class BacklogBound:
         backlog_ms = ticket.backlog_ms
         bound_ms = self._ordinary * self._tail_ms
         if backlog_ms > self._tail_ms:
-            bound_ms = max(bound_ms, self._extreme * backlog_ms)
+            bound_ms = max(bound_ms, self._factor(backlog_ms) * backlog_ms)
         self._episode.append(backlog_ms)
         if not backlog_ms:
             self._past.extend(self._episode)
             self._episode.clear()
             self._tail_ms = self._past.quantile(self._quantile)
         return max(0.0, bound_ms + ticket.pace * (ticket.mean_service_ms - ticket.service_ms))
+
+    def _factor(self, backlog_ms: float) -> float:
+        excess = (backlog_ms / self._tail_ms - 1.0) / (EXTREME_BACKLOG - 1.0) if self._tail_ms else 1.0
+        return 1.0 + (self._extreme - 1.0) * min(1.0, excess)
 
 
 class LengthLevels:

@@ -286,7 +286,8 @@ class Engine:
         for output, error in results:
             job = output.job
             if output.failure is not None:
-                self._ledger.failed(job)
+                if output.failure.code is not Code.INVALID_ARGUMENT:
+                    self._ledger.failed(job)
                 self._end(job, output.failure.code, str(output.failure))
             elif error is not None:  # one client's channel; the others go on
                 logger.warning("a response could not be sent: %s", error)

@@ -22,6 +22,7 @@ METRICS = (
     "mu_fallback_total",
     "mu_rejected_total",
     "mu_cancelled_total",
+    "mu_preemptions_total",
     "mu_timed_out_total",
     "mu_decisions_total",
     "mu_wait_ms",

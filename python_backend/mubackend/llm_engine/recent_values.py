@@ -7,6 +7,8 @@ import math
 from collections import deque
 from collections.abc import Iterable
 
+_FEW = 200  # from here on one sort costs less than so many insertions
+
 
 class RecentValues:
     """A sliding window with exact quantiles; a value costs a move of the window in memory, a few us."""
@@ -23,7 +25,12 @@ class RecentValues:
         bisect.insort(self._sorted, value)
 
     def extend(self, values: Iterable[float]) -> None:
-        """Take in many values at the price of one sort."""
+        """Take in values, many of them at the price of one sort."""
+        values = list(values)
+        if len(values) < _FEW:
+            for value in values:
+                self.add(value)
+            return
         self._window.extend(values)
         self._sorted = sorted(self._window)
 

@@ -8,37 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mubackend.device import Device
 from mubackend.llm_engine.answers import Answers
 from mubackend.llm_engine.executor import Output
 from mubackend.llm_engine.job import Job
-from mubackend.llm_engine.settings import EngineSettings
+from mubackend.llm_engine.virtual_time import VirtualTime
 
 
 class ReplayExecutor:
-    """``Executor`` whose answers are known beforehand and whose time is that of ``device``."""
+    """``Executor`` whose answers are known beforehand and whose time is virtual."""
 
-    def __init__(self, settings: EngineSettings, device: Device, answers: Answers) -> None:
-        self._settings = settings
-        self._device = device
+    def __init__(self, slots: int, time: VirtualTime, answers: Answers) -> None:
+        self._slots = slots
+        self._time = time
         self._answers = answers
         self._running: dict[Job, Iterator[Output]] = {}
-        self._finished_s: float | None = None
 
     @property
     def capacity(self) -> int:
         """The slots."""
-        return self._settings.slots
+        return self._slots
 
     def admit(self, jobs: Sequence[Job]) -> None:
-        """Pay the prefill of ``jobs``, one after another."""
+        """Pay the prefill of ``jobs``."""
         for job in jobs:
             self._running[job] = self._outputs(job)
-        self._spend(self._settings.prefill_ms * len(jobs), self._settings.prefill_sensitivity)
+        self._time.prefill(len(jobs))
 
     def step(self) -> list[Output]:
         """One decode step: a token for every running job."""
-        self._spend(self._settings.step_ms(len(self._running)), self._settings.decode_sensitivity)
+        self._time.decode(len(self._running))
         outputs = [next(answer) for answer in self._running.values()]
         for output in outputs:
             if output.final:
@@ -50,8 +48,8 @@ class ReplayExecutor:
         self._running.pop(job, None)
 
     def idle(self) -> None:
-        """The next work begins when it is asked for, not when the last one ended."""
-        self._finished_s = None
+        """Until the next ``admit`` no GPU time is spent."""
+        self._time.idle()
 
     def close(self) -> None:
         """Nothing is held."""
@@ -60,10 +58,3 @@ class ReplayExecutor:
         tokens = self._answers.tokens(job.request.prompt, job.request.sampling)
         last = len(tokens) - 1
         return (Output(job=job, text=text, final=place == last) for place, text in enumerate(tokens))
-
-    def _spend(self, latency_ms: float, sensitivity: float) -> None:
-        if not latency_ms:  # an engine without a GPU behind it, to measure the rest
-            return
-        # Sending tokens overlaps with the next step on a real GPU, hence not_before_s.
-        run = self._device.run(latency_ms, sensitivity, not_before_s=self._finished_s)
-        self._finished_s = run.finished_s

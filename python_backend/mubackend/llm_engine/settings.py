@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from mubackend.llm_engine.batching import Batching
 from mubackend.llm_engine.request import DEFAULT_MAX_PROMPT_BYTES
@@ -12,6 +13,14 @@ from muserve.errors import InputError
 from muserve.queue_order import PARAMETERS_OF, Order, OrderParameters
 
 DEFAULT_PREDICTOR_TIMEOUT_MS = 1000.0
+
+
+class EngineKind(StrEnum):
+    """What generates the tokens."""
+
+    REPLAY = "replay"
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +36,7 @@ class EngineSettings:
     decode_ms_per_running_request: float
     decode_sensitivity: float
     slo_ms: float
+    kind: EngineKind = EngineKind.REPLAY
     queue_order: Order = Order.BOUNDED
     order_parameters: OrderParameters = field(default_factory=OrderParameters)
     predictor_timeout_s: float = DEFAULT_PREDICTOR_TIMEOUT_MS / 1000
@@ -53,8 +63,8 @@ def read_engine_settings(settings: Settings) -> EngineSettings:
     Optional ones: ``alpha`` (the predictor's), ``predictor_timeout_ms``, ``max_prompt_bytes``,
     ``queue_order`` and the parameters of that order.
     """
-    settings.choice("engine", ("replay",))
-    if not settings.is_virtual:
+    kind = EngineKind(settings.choice("engine", tuple(EngineKind)))
+    if kind is EngineKind.REPLAY and not settings.is_virtual:
         uuid = settings.text("gpu_uuid", "none")
         raise InputError(
             f"{settings.model}/config.pbtxt: parameters: gpu_uuid: engine replay runs on a virtual GPU "
@@ -71,12 +81,13 @@ def read_engine_settings(settings: Settings) -> EngineSettings:
         decode_ms_per_running_request=settings.number("decode_ms_per_running_request", 0.0),
         decode_sensitivity=settings.number("decode_sensitivity"),
         slo_ms=settings.number("slo_ms"),
+        kind=kind,
         queue_order=order,
         order_parameters=_order_parameters(settings, order),
         predictor_timeout_s=settings.number("predictor_timeout_ms", DEFAULT_PREDICTOR_TIMEOUT_MS) / 1000,
         max_prompt_bytes=settings.count("max_prompt_bytes", DEFAULT_MAX_PROMPT_BYTES),
         batching=Batching(settings.choice("batching", tuple(Batching), Batching.CONTINUOUS)),
-        batch_delay_ms=settings.number("batch_delay_ms", 0.0),
+        batch_delay_ms=settings.number("max_queue_delay_ms", 0.0),
     )
 
 

@@ -7,7 +7,6 @@ when no prediction comes in time it waits as if it were very short.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.class_lines import ClassLines
 from mubackend.llm_engine.disciplines import Ticket
 from mubackend.llm_engine.job import Job
+from mubackend.llm_engine.queue import PriorityQueue
 from mubackend.llm_engine.settings import EngineSettings
 from mubackend.metrics import Reason
 from muserve.queue_order import Order
@@ -43,7 +43,7 @@ class WaitingLine:
         self._fell_back = fell_back
         self._decided = self._no_lines()
         self._undecided: dict[Job, None] = {}
-        self._expiring: list[tuple[float, int, Job]] = []
+        self._expiring: PriorityQueue[Job] = PriorityQueue()
         self._mean_service_ms = 0.0
         self._jobs = 0
         self._actual_ms = self._predicted_ms = 0.0
@@ -51,7 +51,7 @@ class WaitingLine:
     def add(self, job: Job, slots: Slots) -> None:
         """A job has come in, with its prediction or without."""
         if job.expires_s < float("inf"):
-            heapq.heappush(self._expiring, (job.expires_s, job.number, job))
+            self._expiring.push(job, job.expires_s, job.number)
         told = self._settings.queue_order is Order.ORACLE and job.request.terms.oracle_tokens is not None
         if job.priority is not None or told or self._settings.queue_order is Order.FCFS:
             self._join(job, slots)
@@ -69,6 +69,7 @@ class WaitingLine:
                 self._join(job, slots)
         elif prediction is not None and job.priority is None:
             job.predicted_tokens = prediction.predicted_tokens  # too late for the order, not for the backlog
+            self._learn(prediction.predicted_tokens)
 
     def give_up_predictions(self, now_s: float, slots: Slots) -> None:
         """Put the jobs whose predictions should have come by ``now_s`` in line without."""
@@ -78,10 +79,10 @@ class WaitingLine:
     def expired(self, now_s: float) -> list[Job]:
         """Take out the jobs whose own time is up."""
         gone = []
-        while self._expiring and self._expiring[0][0] <= now_s:
-            job = heapq.heappop(self._expiring)[2]
-            if self.remove(job):
-                gone.append(job)
+        while self._expiring and self._expiring.lowest_key() <= now_s:
+            job = self._expiring.pop()
+            self.remove(job)
+            gone.append(job)
         return gone
 
     def next(self, now_ms: float, *, undecided: bool = True) -> Job | None:
@@ -97,11 +98,13 @@ class WaitingLine:
             del self._undecided[job]
         else:
             return None
+        self._expiring.remove(job)
         job.wait_ms = max(0.0, now_ms - job.arrival_ms)
         return job
 
     def remove(self, job: Job) -> bool:
         """Take out one job, wherever it stands; False when it does not wait."""
+        self._expiring.remove(job)
         if job in self._undecided:
             del self._undecided[job]
             return True
@@ -110,7 +113,7 @@ class WaitingLine:
     def clear(self) -> list[Job]:
         """Take out everything."""
         jobs = list(self)
-        self._decided, self._undecided, self._expiring = self._no_lines(), {}, []
+        self._decided, self._undecided, self._expiring = self._no_lines(), {}, PriorityQueue()
         return jobs
 
     def served(self, job: Job, slot_ms: float) -> None:
@@ -159,9 +162,7 @@ class WaitingLine:
         if self._settings.queue_order is Order.ORACLE:
             tokens = terms.oracle_tokens or 0.0
         job.service_ms = self._settings.service_ms(tokens) if tokens > 0.0 else 0.0
-        if job.service_ms:
-            self._jobs = min(self._jobs + 1, _MEAN_MEMORY_JOBS)
-            self._mean_service_ms += (job.service_ms - self._mean_service_ms) / self._jobs
+        self._learn(tokens)
         backlog_ms = 0.0
         if slots.free <= len(self):
             ahead_ms = slots.left_ms + self._decided.work_ms(terms.traffic_class)
@@ -176,3 +177,8 @@ class WaitingLine:
             priority=job.priority,
         )
         job.key_ms = self._decided.push(job, ticket, terms.traffic_class)
+
+    def _learn(self, tokens: float) -> None:
+        if tokens > 0.0:
+            self._jobs = min(self._jobs + 1, _MEAN_MEMORY_JOBS)
+            self._mean_service_ms += (self._settings.service_ms(tokens) - self._mean_service_ms) / self._jobs

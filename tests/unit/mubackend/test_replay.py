@@ -15,11 +15,13 @@ from mubackend.device import Device
 from mubackend.failure import Code, RequestError
 from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.answers import Answers
+from mubackend.llm_engine.batching import Batching
 from mubackend.llm_engine.engine import Engine
 from mubackend.llm_engine.ledger import epoch_ms
 from mubackend.llm_engine.replay import ReplayExecutor
 from mubackend.llm_engine.request import GenerationRequest
 from mubackend.llm_engine.settings import EngineSettings
+from mubackend.llm_engine.virtual_time import VirtualTime
 from mubackend.metrics import Reason, RecordedMetrics
 from mubackend.sampling import Sampling
 from mubackend.terms import Terms
@@ -105,7 +107,8 @@ def replay_engine(
     metrics: RecordedMetrics,
     now_ms: Callable[[], int] = epoch_ms,
 ) -> Engine:
-    return Engine(settings, ReplayExecutor(settings, device, Answers({})), metrics, now_ms)
+    executor = ReplayExecutor(settings.slots, VirtualTime(settings, device), Answers({}))
+    return Engine(settings, executor, metrics, now_ms)
 
 
 def request(tokens: int, *, stream: bool = True) -> GenerationRequest:
@@ -458,3 +461,44 @@ def test_a_told_length_is_refused_unless_it_is_an_experiment(make: Callable[...,
     rig.engine.submit(told, reply, predicted(1))
     rig.let(10)
     finish(reply)
+
+
+def test_a_dynamic_batch_runs_to_its_end_before_the_next_begins(make: Callable[..., Rig]) -> None:
+    rig = make(batching=Batching.DYNAMIC, queue_limit=9)
+    log: list[str] = []
+    replies = [RecordedReply(name, log) for name in ("short", "long", "next")]
+    for priority, (tokens, reply) in enumerate(zip((1, 3, 1), replies, strict=True)):
+        rig.engine.submit(request(tokens), reply, predicted(priority))
+    rig.let(100)
+    finish(*replies)
+    # The slot of "short" stays empty while "long" goes on alone.
+    decodes = [latency_ms for latency_ms, sensitivity in rig.device.runs if sensitivity == 0.1]
+    assert sorted(decodes) in ([10.0, 10.0, 10.0, 11.0], [10.0, 10.0, 10.0, 10.0, 10.0])
+    assert log.index("long") < log.index("next")
+
+
+def test_one_at_a_time_never_shares_a_step(make: Callable[..., Rig]) -> None:
+    rig = make(batching=Batching.NONE, slots=1, queue_limit=9)
+    replies = [RecordedReply() for _ in range(3)]
+    for reply in replies:
+        rig.engine.submit(request(2), reply, predicted(0))
+    rig.let(100)
+    finish(*replies)
+    assert rig.device.runs == [(7.0, 0.9), (10.0, 0.1), (10.0, 0.1)] * 3
+
+
+def test_a_batch_that_is_not_full_waits_no_longer_than_its_delay(make: Callable[..., Rig]) -> None:
+    device, metrics = StepDevice(), RecordedMetrics()
+    settings = engine_settings(batching=Batching.DYNAMIC, batch_delay_ms=100.0, slots=4)
+    engine = replay_engine(settings, device, metrics)
+    engine.start()
+    device.permits.release(100)
+    replies = [RecordedReply(), RecordedReply()]
+    started_s = time.monotonic()
+    for reply in replies:
+        now_ms = epoch_ms()
+        engine.submit(request(1), reply, Prediction(predicted_tokens=1.0, priority=1, arrival_ms=now_ms))
+    finish(*replies)
+    engine.stop()
+    assert time.monotonic() - started_s >= 0.09
+    assert device.runs == [(14.0, 0.9), (11.0, 0.1)], "both are in one batch"

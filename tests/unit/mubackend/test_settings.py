@@ -75,7 +75,7 @@ def test_the_engine_reads_its_parameters(tmp_path: Path) -> None:
         ("decode_ms", "-1", "expected a number >= 0"),
         ("decode_ms", "nan", "expected a number >= 0"),
         ("prefill_ms", "inf", "expected a number >= 0"),
-        ("engine", "magic", "expected one of replay, got 'magic'"),
+        ("engine", "magic", "expected one of replay, transformers, vllm, got 'magic'"),
         (
             "queue_order",
             "lifo",

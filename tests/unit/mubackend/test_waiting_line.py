@@ -185,6 +185,39 @@ def test_interactive_goes_first_and_batch_last_but_not_never() -> None:
     assert not lines.remove("batch")
 
 
+def test_under_a_lasting_flood_every_class_gets_its_share_and_no_more() -> None:
+    lines: ClassLines[int] = ClassLines(Order.SSJF, SHARES)
+    served = Counter[TrafficClass]()
+    for number in range(6_000):
+        name = list(TrafficClass)[number % 3]
+        lines.push(number, Ticket(number=number, arrival_ms=number, service_ms=40 + number % 20), name)
+    classes = list(TrafficClass)
+    for _ in range(2_000):
+        item, _ = lines.pop(0, 50.0)
+        served[classes[item % 3]] += 40 + item % 20
+    for name in BELOW:
+        others_ms = served.total() - served[name]
+        assert served[name] == pytest.approx(SHARES.share(name) * others_ms, abs=150)
+
+
+@pytest.mark.parametrize("mean_ms", [0.0, 50.0])
+def test_requests_of_unknown_length_let_no_class_starve(mean_ms: float) -> None:
+    lines: ClassLines[int] = ClassLines(Order.BOUNDED, SHARES)
+    lines.push(0, Ticket(number=0, arrival_ms=0, service_ms=0, mean_service_ms=mean_ms), TrafficClass.BATCH)
+    for number in range(1, 100):
+        ticket = Ticket(number=number, arrival_ms=number, service_ms=0, mean_service_ms=mean_ms)
+        lines.push(number, ticket, TrafficClass.INTERACTIVE)
+    assert [lines.pop(0, mean_ms)[0] for _ in range(25)].index(0) == 20
+
+
+def test_served_requests_do_not_wait_for_their_timeout() -> None:
+    line, _ = line_of(Order.FCFS)
+    for number in range(1_000):
+        line.add(job(number, expires_s=1e9), BUSY)
+        line.next(2000)
+    assert len(line._expiring._heap) < 100
+
+
 @pytest.mark.parametrize(
     ("text", "timeout_us", "expected"),
     [

@@ -63,7 +63,7 @@ def test_alpha_alone_chooses_aging_and_an_order_takes_its_own_numbers() -> None:
     assert spec("predictor: {alpha: 4}\n").order is Order.AGING
     chosen = spec("serving: {order: relative_cap, cap_factor: 7}\n")
     assert (chosen.order, chosen.order_parameters.cap_factor) == (Order.RELATIVE_CAP, 7.0)
-    assert chosen.order_parameters.bound_extreme == 2.25
+    assert chosen.order_parameters.bound_extreme == 2.5
     for text, problem in (
         ("serving: {cap_factor: 7}\n", "serving.cap_factor is not used by order bounded"),
         ("serving: {bound_quantile: 2}\n", "bound_quantile: expected a number from 0.5 to 1, got 2"),
