@@ -67,6 +67,7 @@ SPEC: dict[str, Any] = {
         }
     ],
 }
+LEAST_GAIN = 0.02  # where the oracle gains less of the mean than this, a share of it says nothing
 Floats = npt.NDArray[np.float64]
 console = Console(stderr=True)
 
@@ -242,8 +243,8 @@ def _measure(
         "arms": arms,
         "ratios": {
             f"mean jct, {ours} / fcfs": arms[ours]["jct_s"]["mean"] / arms["fcfs"]["jct_s"]["mean"],
-            f"captured, {ours}": arms[ours]["captured"]["mean"],
-        },
+        }
+        | ({f"captured, {ours}": arms[ours]["captured"]["mean"]} if arms[ours]["captured"] else {}),
     }
 
 
@@ -321,6 +322,7 @@ def _figures(
     fcfs, oracle, own = runs[BASELINE], runs[KNOWS], runs[arm]
     rounds = range(len(own))
     gains_s = [float(fcfs[n].mean() - oracle[n].mean()) for n in rounds]
+    telling = [n for n in rounds if gains_s[n] > LEAST_GAIN * fcfs[n].mean()]
     alone_s = [step_ms * (1 + cell.slots * counts) / 1000 for counts in tokens]
     waits_s = [np.maximum(own[n] - alone_s[n], 0.0).max() for n in rounds]
     fcfs_waits_s = [np.maximum(fcfs[n] - alone_s[n], 1e-3).max() for n in rounds]
@@ -328,9 +330,9 @@ def _figures(
     percentiles = {f"p{share}": float(np.percentile(together, share)) for share in (50, 95, 99)}
     return {
         "jct_s": {"mean": float(together.mean()), **percentiles},
-        "captured": over_runs(
-            [float(fcfs[n].mean() - own[n].mean()) / gains_s[n] if gains_s[n] > 0 else 0.0 for n in rounds]
-        ),
+        "captured": over_runs([float(fcfs[n].mean() - own[n].mean()) / gains_s[n] for n in telling])
+        if telling
+        else None,
         "p99_ratio": over_runs(
             [float(np.percentile(own[n], 99) / np.percentile(fcfs[n], 99)) for n in rounds]
         ),
@@ -355,9 +357,10 @@ def table(cell: dict[str, Any]) -> str:
     ]
     for name, arm in cell["arms"].items():
         jct, captured = arm["jct_s"], arm["captured"]
+        share = f"{captured['mean']:.2f} ±{captured['spread']:.2f}" if captured else "no gain"
         lines.append(
             f"  {name:14}{jct['mean']:8.2f}{jct['p50']:8.2f}{jct['p99']:8.2f}"
-            f"{captured['mean']:9.2f} ±{captured['spread']:.2f}{arm['p99_ratio']['mean']:13.2f}"
+            f"{share:>16}{arm['p99_ratio']['mean']:10.2f}"
             f"{arm['longest_wait_ratio']['mean']:11.2f}{arm['service_pace']:7.2f}"
         )
     return "\n".join([*lines, *(f"  {name}: {value:.2f}" for name, value in cell["ratios"].items())])
@@ -374,6 +377,8 @@ def plot(report: dict[str, Any], file: Path) -> None:
     figure, axes = pyplot.subplots(1, len(cells), figsize=(4.2 * len(cells), 3.8), squeeze=False)
     for axis, cell in zip(axes[0], cells, strict=True):
         for name, arm in cell["arms"].items():
+            if arm["captured"] is None:
+                continue
             axis.errorbar(
                 arm["p99_ratio"]["mean"],
                 arm["captured"]["mean"],

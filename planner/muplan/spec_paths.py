@@ -113,7 +113,7 @@ def engine_environment(engine: EngineSpec, spec_file: SpecFile) -> Path | None:
 
 
 def _check_replay(engine: EngineSpec, spec_file: SpecFile) -> None:
-    for key in ("model", "environment", "arguments"):
+    for key in ("environment", "arguments"):  # a model may be there for target ngc
         if key in engine.model_fields_set:
             raise InputError(f"engine.{key}: replay loads nothing, expected no such key")
     if not all(group.virtual for node in spec_file.spec.cluster.nodes for group in node.gpus):

@@ -97,7 +97,6 @@ def test_a_replay_engine_is_told_nothing_to_load(tmp_path: Path) -> None:
             {"batching": "continuous", "max_queue_delay_ms": 5},
             "max_queue_delay_ms has a meaning for",
         ),
-        ({"model": "a/b"}, "engine.model: replay loads nothing, expected no such key"),
         ({"environment": "env"}, "engine.environment: replay loads nothing, expected no such key"),
         ({"name": "transformers"}, "engine.model: expected a Hugging Face id or the path of a directory"),
         (
