@@ -54,6 +54,11 @@ def check_engine(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> 
         return
     target, engine = spec_file.spec.serving.target, model.token_engine
     name = engine_name(model, target)
+    if spec_file.spec.serving.queue == "native" and target is Target.EMBEDDED and name != "replay":
+        raise InputError(
+            f"engine.name: {name} of target embedded orders its requests itself, so queue native would order "
+            "them twice: expected queue engine, or replay, which then stands in for an engine that does not"
+        )
     if target is Target.NGC:
         if name != "vllm":
             raise InputError(f"engine.name: target ngc has the engine vllm, got {name}")

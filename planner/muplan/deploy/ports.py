@@ -17,11 +17,12 @@ _OUTSIDE_EPHEMERAL = range(20_000, 32_000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """TCP ports of the HTTP, gRPC and metrics endpoints."""
+    """TCP ports of the HTTP, gRPC and metrics endpoints, and of the OpenAI interface where there is one."""
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+    openai: int | None = None
 
 
 def free_ports(address: str = "127.0.0.1") -> Ports:
@@ -46,9 +47,11 @@ def free_ports(address: str = "127.0.0.1") -> Ports:
 def require_free(ports: Ports, address: str) -> None:
     """InputError naming the first port that is taken, and by which process if that may be known."""
     chosen = {"--http-port": ports.http, "--grpc-port": ports.grpc, "--metrics-port": ports.metrics}
+    if ports.openai is not None:
+        chosen["--openai-port"] = ports.openai
     if len(set(chosen.values())) < len(chosen):
         raise InputError(
-            "--http-port, --grpc-port, --metrics-port: expected three different ports, got "
+            f"{', '.join(chosen)}: expected different ports, got "
             + ", ".join(str(port) for port in chosen.values())
         )
     for option, port in chosen.items():

@@ -45,7 +45,7 @@ def generative_configs(
     """The ensemble that clients call, the predictor and the engine."""
     return (
         _ensemble(model),
-        _predictor(model, spec_file),
+        predictor_model(model, spec_file),
         _engine(plan, model, staged, spec_file),
     )
 
@@ -69,7 +69,8 @@ def _ensemble(model: ModelPlan) -> TritonModel:
     )
 
 
-def _predictor(model: ModelPlan, spec_file: SpecFile) -> TritonModel:
+def predictor_model(model: ModelPlan, spec_file: SpecFile) -> TritonModel:
+    """The length predictor in front of a generative model."""
     engine = model.partitions[0]
     # Order matters when the engine is busy: a token then costs a step with all slots running.
     growth_ms = engine.decode_growth_ms * (model.slots - 1)

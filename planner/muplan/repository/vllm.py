@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 
 from muplan.repository.generative import ANSWER, PUBLIC, memory_share, same
-from muplan.repository.model_config import Step, backend_model, ensemble
+from muplan.repository.model_config import Step, Tensor, backend_model, ensemble
 from muplan.repository.triton_model import (
     TritonModel,
     common_parameters,
@@ -26,6 +26,12 @@ from muserve.errors import InputError
 from muserve.plan import ModelPlan, Plan
 
 ENGINE_FILE = "model.json"
+# Triton's OpenAI-compatible front end sets them with every request to a model of the vLLM kind.
+TOKEN_COUNTS = tuple(
+    Tensor(name=f"return_num_{side}_tokens", dtype="BOOL", dims=(1,), optional=True)
+    for side in ("input", "output")
+)
+VLLM_PUBLIC = (*PUBLIC, *TOKEN_COUNTS)
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _ORDER = "vllm: first come, first served (its backend takes no priority of a request)"
 
@@ -49,11 +55,11 @@ def vllm_configs(
 
 
 def _ensemble(model: ModelPlan) -> TritonModel:
-    step = Step(model=model.partitions[0].name, inputs=same(*PUBLIC), outputs=same(ANSWER))
+    step = Step(model=model.partitions[0].name, inputs=same(*VLLM_PUBLIC), outputs=same(ANSWER))
     return TritonModel(
         config=ensemble(
             model.name,
-            inputs=PUBLIC,
+            inputs=VLLM_PUBLIC,
             outputs=(ANSWER,),
             steps=(step,),
             parameters=common_parameters(model),
@@ -77,7 +83,7 @@ def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, loaded: str) -> T
         config=backend_model(
             "vllm",
             partition.name,
-            inputs=PUBLIC,
+            inputs=VLLM_PUBLIC,
             outputs=(ANSWER,),
             parameters=parameters,
             instances=instances,

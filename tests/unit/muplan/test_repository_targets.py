@@ -196,11 +196,20 @@ class TestVllm:
             "disable_log_stats": False,
         }
 
-    def test_clients_see_the_inputs_that_they_see_on_target_embedded(self, tmp_path: Path) -> None:
+    def test_clients_see_the_inputs_of_target_embedded_and_those_of_tritons_front_end(
+        self, tmp_path: Path
+    ) -> None:
         _, ngc = replicated_files(spec(tmp_path, VLLM, **NGC), {})
         _, embedded = replicated_files(spec(tmp_path, LLM), {})
         ours, theirs = configs(ngc)["llm"], configs(embedded)["llm"]
-        assert (list(ours.input), list(ours.output)) == (list(theirs.input), list(theirs.output))
+        *common, asked_tokens, answered_tokens = ours.input
+        assert (common, list(ours.output)) == (list(theirs.input), list(theirs.output))
+        assert [asked_tokens.name, answered_tokens.name] == [
+            "return_num_input_tokens",
+            "return_num_output_tokens",
+        ]
+        assert asked_tokens.optional
+        assert answered_tokens.optional
 
     def test_an_id_of_the_hub_is_loaded_by_that_name_and_a_directory_by_its_own(self, tmp_path: Path) -> None:
         file = spec(tmp_path, VLLM, **NGC)
