@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 import click
 
 from muserve.errors import MuServeError
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
 
 
 class LazyGroup(click.Group):
@@ -18,7 +24,7 @@ class LazyGroup(click.Group):
 
     ``commands`` maps a command name to ``(module, one-line help)``; the module holds a click command
     called ``command``. An expected error (``MuServeError``) becomes one line on stderr and its exit
-    code; everything else is a bug and keeps its traceback.
+    code, Ctrl-C one word and ``INTERRUPTED``; everything else is a bug and keeps its traceback.
     """
 
     def __init__(self, *, lazy_commands: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
@@ -47,12 +53,36 @@ class LazyGroup(click.Group):
         except MuServeError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
 
 
-def set_up_logging(verbose: bool) -> None:
+class LogFormat(StrEnum):
+    """``text`` for people, ``json`` (one object a line) for log collectors."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object: ``time`` (UTC), ``level``, ``logger``, ``message``, ``exception``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        document = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return json.dumps(document)
+
+
+def set_up_logging(verbose: bool, log_format: LogFormat = LogFormat.TEXT) -> None:
     """Log to stderr, one line a record; called by command lines only, harmless when called twice."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else text)
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])

@@ -109,6 +109,8 @@ def input_error(source: Path | str, error: ValidationError, known_keys: Collecti
         return InputError(f"{source}: {key}: unknown key" + (f", did you mean {alike[0]}?" if alike else ""))
     if first["type"] == "missing":
         return InputError(f"{source}: {key}: required key is missing")
+    if first["type"] == "json_invalid":
+        return InputError(f"{source}: not valid JSON: {first['ctx']['error']}")
     expected = first["msg"].removeprefix("Value error, ")
     expected = expected[:1].lower() + expected[1:]
     got = first.get("input")

@@ -17,6 +17,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from muserve.encoder_score import EncoderScore
 from muserve.errors import InputError
 from muserve.history_features import HISTORY_NAMES, history_features
 from muserve.length_features import (
@@ -117,6 +118,7 @@ GROUPS: dict[str, Callable[[Path], FeatureGroup]] = {
     HistoryFeatures.group: HistoryFeatures.load,
     TextScore.group: TextScore.load,
     ServedModels.group: ServedModels.load,
+    EncoderScore.group: EncoderScore.load,
 }
 """How to open each group from a predictor's directory."""
 

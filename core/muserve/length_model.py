@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from muserve.errors import InputError
 from muserve.feature_groups import FeatureGroup, features_fingerprint, inputs_of, open_groups
 from muserve.length_query import LengthQuery, read_query
+from muserve.one_thread_session import open_one_thread_session
 
 MODEL_FILE = "model.onnx"
 CARD_FILE = "model_card.json"
@@ -63,7 +64,7 @@ class LengthModel:
                 f"{directory / CARD_FILE}: features.fingerprint is {expected}, expected "
                 f"{features_fingerprint(groups)}: train it again with `muplan predictor train`"
             )
-        return cls(groups=groups, session=_open(graph, directory / MODEL_FILE), card=card)
+        return cls(groups=groups, session=open_one_thread_session(graph, directory / MODEL_FILE), card=card)
 
     @property
     def mean_tokens(self) -> float:
@@ -95,25 +96,3 @@ class LengthModel:
         """Expected tokens for feature vectors ``inputs`` (n, features), shape (n,)."""
         (tokens,) = self.session.run(["tokens"], {"features": inputs})
         return np.asarray(tokens, np.float64)
-
-
-def _open(graph: bytes, path: Path) -> Any:
-    """An ONNX Runtime session on one thread: a prompt is too little work to share."""
-    try:
-        import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as refusals
-    except ModuleNotFoundError as error:
-        raise InputError('the length predictor needs ONNX Runtime: pip install "muserve[serve]"') from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except (
-        refusals.Fail,
-        refusals.InvalidProtobuf,
-        refusals.InvalidGraph,
-        refusals.InvalidArgument,
-    ) as error:
-        raise InputError(f"{path}: not an ONNX model that ONNX Runtime can open: {error}") from error

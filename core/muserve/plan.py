@@ -21,6 +21,8 @@ from muserve.errors import InputError, input_error
 PLAN_VERSION = 2
 PLAN_FILE = "plan.json"
 VGPU_DIR_VARIABLE = "MUSERVE_VGPU_DIR"
+GRPC_URL_VARIABLE = "MUSERVE_GRPC_URL"
+"""Where a model finds its own server's gRPC endpoint, host:port."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 

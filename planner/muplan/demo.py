@@ -29,6 +29,7 @@ from muplan.report.window import same_window
 from muplan.spec import ModelSpec, SpecFile, read_spec
 from muserve.errors import InputError
 from muserve.plan import ModelKind, Plan
+from muserve.queue_order import Order
 
 # GPUs are watched for at least this long after the load, so that a slower arm 2 finds arm 1 still watched.
 DRAIN_S = 15.0
@@ -141,9 +142,11 @@ def arm_spec(spec_file: SpecFile, arm: Arm, answers: Path) -> SpecFile:
     """The user's spec with the arm's alpha and the recorded answers filled in."""
     spec = spec_file.spec
     alpha = spec.predictor.alpha if arm.alpha is None else arm.alpha
+    order = spec.order if arm.alpha is None else Order.AGING
     changed = spec.model_copy(
         update={
             "predictor": spec.predictor.model_copy(update={"alpha": alpha}),
+            "serving": spec.serving.model_copy(update={"order": order}),
             "models": tuple(_with_answers(model, answers) for model in spec.models),
         }
     )

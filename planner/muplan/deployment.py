@@ -35,14 +35,18 @@ def deployments(demand: Demand) -> tuple[Deployment, ...]:
 
 def replica_demand(demand: Demand, deployment: Deployment) -> Demand:
     """What one replica must carry. KeyError for a degree that ``demand`` does not have."""
-    sharding = _shardings(demand)[deployment.degree]
     return replace(
-        sharding,
+        sharded_demand(demand, deployment.degree),
         rate_rps=demand.rate_rps / deployment.replicas,
         burstiness_cv=split_cv(demand.burstiness_cv, deployment.replicas),
         shardings=(),
         replica_counts=(1,),
     )
+
+
+def sharded_demand(demand: Demand, degree: int) -> Demand:
+    """``demand`` with each replica on ``degree`` GPUs. KeyError for a degree that it does not have."""
+    return _shardings(demand)[degree]
 
 
 def _shardings(demand: Demand) -> dict[int, Demand]:

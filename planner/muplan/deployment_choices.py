@@ -15,7 +15,8 @@ from muserve.plan import Phase, TimeLaw
 
 # The most replicas that ``replicas: auto`` tries.
 MOST_REPLICAS = 4
-_DEGREES = (1, 2, 4, 8)
+# The degrees that ``tensor_parallel: auto`` tries.
+DEGREES = (1, 2, 4, 8)
 
 
 def with_replica_counts(spec: ModelSpec, demand: Demand) -> Demand:
@@ -42,7 +43,7 @@ def with_shardings(
         raise InputError(
             f"engine.tensor_parallel: expected a divisor of the {llm.heads} attention heads, got {asked}"
         )
-    degrees = [d for d in _DEGREES if llm.heads % d == 0] if asked == "auto" else [asked]
+    degrees = [d for d in DEGREES if llm.heads % d == 0] if asked == "auto" else [asked]
     largest_bytes = max(part.memory_bytes for part in parts.values())
     choices = {d: _sharding(spec, llm, demand, d, link_gbs, fixed_bytes) for d in degrees}
     fitting = {d: c for d, c in choices.items() if c.stages[0].memory_bytes <= largest_bytes}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from muplan.explanation import Explanation, GpuExplanation, ModelExplanation
+from muplan.fitted_table import FittedTable
 from muserve.plan import TimeLaw
 
 
@@ -26,7 +26,7 @@ def explanation_tables(explanation: Explanation) -> RenderableType:
     return Group(*tables, _closing(explanation))
 
 
-def _gpus_table(gpus: Sequence[GpuExplanation]) -> Table:
+def _gpus_table(gpus: Sequence[GpuExplanation]) -> FittedTable:
     table = _table(
         "GPUs",
         left=("GPU",),
@@ -49,7 +49,7 @@ def _gpus_table(gpus: Sequence[GpuExplanation]) -> Table:
     return table
 
 
-def _residents_table(gpus: Sequence[GpuExplanation]) -> Table:
+def _residents_table(gpus: Sequence[GpuExplanation]) -> FittedTable:
     table = _table(
         "Who sits where",
         left=("GPU", "partition"),
@@ -76,7 +76,7 @@ def _residents_table(gpus: Sequence[GpuExplanation]) -> Table:
     return table
 
 
-def _models_table(models: Sequence[ModelExplanation]) -> Table:
+def _models_table(models: Sequence[ModelExplanation]) -> FittedTable:
     table = _table(
         "Models",
         left=("model",),
@@ -100,7 +100,7 @@ def _models_table(models: Sequence[ModelExplanation]) -> Table:
     return table
 
 
-def _cuts_table(models: Sequence[ModelExplanation]) -> Table:
+def _cuts_table(models: Sequence[ModelExplanation]) -> FittedTable:
     table = _table(
         "Cuts",
         left=("model", "after"),
@@ -135,8 +135,8 @@ def _closing(explanation: Explanation) -> Text:
 
 def _table(
     title: str, *, left: Sequence[str], right: Sequence[str], last: str | None = None, caption: str
-) -> Table:
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+) -> FittedTable:
+    table = FittedTable(title=title, title_justify="left", caption=caption, caption_justify="left")
     for heading in left:
         table.add_column(heading, overflow="fold")
     for heading in right:

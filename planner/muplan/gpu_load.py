@@ -25,51 +25,57 @@ _ROUNDS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """A token engine: its times at the clocks in force, and the share of time that it runs any request."""
+    """A token engine at the clocks in force, and the share of time that it runs any request.
+
+    When 1, 2, ... up to all slots' requests run, alone on the GPU, ``per_token_ms`` is the time per token of
+    one of them and ``completions_per_ms`` the rate at which they end ([slots]). A request pays its own
+    prefill besides. The others' hold it up: each is replaced once while it runs.
+    """
 
     prefill_ms: float
-    step_ms: float
-    growth_ms: float
+    per_token_ms: NDArray[np.float64] = field(compare=False)
+    completions_per_ms: NDArray[np.float64] = field(compare=False)
     active: float = 0.0
-
-    def per_token_ms(self, demand: Demand) -> NDArray[np.float64]:
-        """Time per token of one of 1, 2, ... up to all slots' requests, alone on the GPU; shape [slots].
-
-        A request pays its own prefill besides. The others' hold it up: each is replaced once while it runs.
-        """
-        others = np.arange(demand.slots)
-        return self.step_ms + others * (self.growth_ms + self.prefill_ms / demand.output_tokens)
-
-    def completions_per_ms(self, demand: Demand) -> NDArray[np.float64]:
-        """Rate of completions when 1, 2, ... up to all slots run, alone on the GPU; shape [slots]."""
-        slot_ms = self.prefill_ms + demand.output_tokens * self.per_token_ms(demand)
-        return np.arange(1, demand.slots + 1) / slot_ms
 
     def line(self, demand: Demand, crowding: float) -> SlotQueue | None:
         """The line for a slot when everything takes ``crowding`` times as long; None if overloaded."""
-        completions = self.completions_per_ms(demand) / crowding
+        completions = self.completions_per_ms / crowding
         return slot_queue(demand.rate_rps / 1000.0, completions, demand.burstiness_cv, demand.output_cv)
 
-    def busier(self, demand: Demand, crowding: float) -> Engine:
-        """The same engine, as busy as the crowding makes it."""
-        line = self.line(demand, crowding)
-        return replace(self, active=line.busy if line else 1.0)
+
+def engine_of(demand: Demand, prefill_ms: float, step_ms: float, growth_ms: float) -> Engine:
+    """An idle engine of ``demand``; ``growth_ms`` is what each other request adds to a step."""
+    per_token_ms = step_ms + np.arange(demand.slots) * (growth_ms + prefill_ms / demand.output_tokens)
+    slot_ms = prefill_ms + demand.output_tokens * per_token_ms
+    return Engine(
+        prefill_ms=prefill_ms,
+        per_token_ms=per_token_ms,
+        completions_per_ms=np.arange(1, demand.slots + 1) / slot_ms,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuLoad:
-    """One GPU at one clock: the share of time its single-pass stages need, and its engines by model."""
+    """One GPU at one clock: the shares of time its single-pass stages need, and its engines, by model."""
 
     clock_mhz: int
-    stage_share: float
+    stage_shares: Mapping[int, float]
     engines: Mapping[int, Engine] = field(default_factory=dict)
 
-    def crowding(self, without: int | None = None) -> float:
-        """How many times as long work takes here as alone, leaving one engine's own work out."""
-        if not self.engines:
-            return processor_sharing(self.stage_share, 0.0)
-        active = sum(engine.active for model, engine in self.engines.items() if model != without)
-        return processor_sharing(self.stage_share, active)
+    @property
+    def stage_share(self) -> float:
+        """The share of time that all single-pass stages need."""
+        return sum(self.stage_shares.values())
+
+    def crowding(self, active: Mapping[int, float], without: int) -> float:
+        """How many times as long one engine's work takes here as alone when the others are ``active``."""
+        others = sum(active[model] for model in self.engines if model != without)
+        return processor_sharing(self.stage_share, others)
+
+    @property
+    def active(self) -> dict[int, float]:
+        """The share of time that each engine here runs any request."""
+        return {model: engine.active for model, engine in self.engines.items()}
 
     def pace(self, own_share: float) -> float:
         """How many times as long a model's stages take here as alone; ``own_share`` is their own load.
@@ -97,18 +103,22 @@ def settled_loads(
 
     ``engine_gpus`` lists the GPUs of every engine, by model.
     """
-    settled = dict(loads)
+    active = {model: loads[gpus[0]].engines[model].active for model, gpus in engine_gpus.items()}
     for _ in range(_ROUNDS):
         busier = {}
         for model, gpus in engine_gpus.items():
-            crowding = max(settled[gpu].crowding(without=model) for gpu in gpus)
-            if not math.isinf(crowding):
-                busier[model] = settled[gpus[0]].engines[model].busier(demand_of(model), crowding)
-        before = dict(settled)
-        for gpu, load in before.items():
-            if load.engines:
-                engines = {model: busier.get(model, engine) for model, engine in load.engines.items()}
-                settled[gpu] = replace(load, engines=engines)
-        if settled == before:
+            crowding = max(loads[gpu].crowding(active, without=model) for gpu in gpus)
+            if math.isinf(crowding):
+                busier[model] = active[model]
+                continue
+            line = loads[gpus[0]].engines[model].line(demand_of(model), crowding)
+            busier[model] = line.busy if line else 1.0
+        if busier == active:
             break
-    return settled
+        active = busier
+    return {
+        gpu: replace(
+            load, engines={m: replace(engine, active=active[m]) for m, engine in load.engines.items()}
+        )
+        for gpu, load in loads.items()
+    }

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from muplan.gpu_load import Engine, GpuLoad, settled_loads
-from muplan.queueing import decay_rate, line_within
+from muplan.gpu_load import Engine, GpuLoad, engine_of, settled_loads
+from muplan.queueing import decay_rate, line_within, present, processor_sharing
 from muplan.workload import StageKey
 from muserve.plan import ModelKind, Phase
 
@@ -77,20 +77,21 @@ class Group:
     def loads(self, clocks_mhz: Mapping[int, int]) -> dict[int, GpuLoad]:
         """The load of every GPU at the given clocks."""
         work, demands, slots = self.model.work, self.model.demands, self.model.slots
-        shares = dict.fromkeys(self.residents, 0.0)
+        shares: dict[int, dict[int, float]] = {gpu: {} for gpu in self.residents}
         for gpu, keys in self.residents.items():
             part, clock = slots[gpu].part, clocks_mhz[gpu]
             for key in keys:
                 demand = demands[key[0]]
                 if demand.kind is ModelKind.SINGLE_PASS:
-                    shares[gpu] += demand.rate_rps / 1000.0 * work(key, part, Phase.INFERENCE, clock)[0]
+                    share = demand.rate_rps / 1000.0 * work(key, part, Phase.INFERENCE, clock)[0]
+                    shares[gpu][key[0]] = shares[gpu].get(key[0], 0.0) + share
         engines: dict[int, dict[int, Engine]] = {gpu: {} for gpu in self.residents}
         for owner, gpus in self._engine_gpus.items():
             engine = self._engine(owner, gpus, clocks_mhz)
             for gpu in gpus:
                 engines[gpu][owner] = engine
         loads = {
-            gpu: GpuLoad(clock_mhz=clocks_mhz[gpu], stage_share=shares[gpu], engines=engines[gpu])
+            gpu: GpuLoad(clock_mhz=clocks_mhz[gpu], stage_shares=shares[gpu], engines=engines[gpu])
             for gpu in self.residents
         }
         if not self._engine_gpus:
@@ -113,21 +114,63 @@ class Group:
         if demand.kind is ModelKind.GENERATIVE:
             return self._engine_response(owner, loads)
         times_ms: dict[int, float] = defaultdict(float)
-        service_ms = 0.0
+        sending_ms = 0.0
         for number, gpu in enumerate(gpus):
             part, clock = self.model.slots[gpu].part, loads[gpu].clock_mhz
             times_ms[gpu] += self.model.work((owner, number), part, Phase.INFERENCE, clock)[0]
             if number > 0 and gpu != gpus[number - 1]:
-                service_ms += demand.stages[number].transfer_ms
-        rate, decay = demand.rate_rps / 1000.0, math.inf
+                sending_ms += demand.stages[number].transfer_ms
+        rate, decay, service_ms = demand.rate_rps / 1000.0, math.inf, sending_ms
+        spare_ms = demand.slo_ms - sending_ms - sum(times_ms.values())
+        # Chance, time left for waiting, and how fast the chance of a long wait falls.
+        cases = [(1.0, spare_ms, math.inf)]
         for gpu, time_ms in times_ms.items():
             paced_ms = time_ms * loads[gpu].pace(rate * time_ms)
             if math.isinf(paced_ms):
                 return _OVERLOADED
             service_ms += paced_ms
             decay = min(decay, decay_rate(rate, paced_ms, demand.burstiness_cv))
-        met = line_within(demand.slo_ms - service_ms, decay)
+            if spare_ms > 0.0:
+                company = self._company(owner, loads[gpu], time_ms, int(spare_ms / time_ms))
+                cases = [
+                    (chance * here, spare - extra_ms, min(falls, falls_here))
+                    for chance, spare, falls in cases
+                    for here, extra_ms, falls_here in company
+                ]
+        met = math.fsum(chance * line_within(spare, falls) for chance, spare, falls in cases)
         return Response(attainment=met, mean_ms=service_ms + 1.0 / decay if decay else math.inf)
+
+    def _company(
+        self, owner: int, load: GpuLoad, time_ms: float, most: int
+    ) -> list[tuple[float, float, float]]:
+        """Who may work beside a request: chance, what that adds to its time, and how its line's tail falls.
+
+        At most ``most`` others. Engines and longer stages come and go slowly: while they work, the line is
+        one for a slower GPU.
+        """
+        demand = self.model.demands[owner]
+        rate = demand.rate_rps / 1000.0
+        slow, quick = [engine.active for engine in load.engines.values()], []
+        for model, share in load.stage_shares.items():
+            if model == owner:
+                continue
+            if share * 1000.0 > time_ms * self.model.demands[model].rate_rps:
+                slow.append(min(1.0, share * load.pace(share)))
+            else:
+                quick.append(share)
+        company = []
+        for number, chance in enumerate(present(slow, most)):
+            if chance > 0.0:
+                paced_ms = time_ms * processor_sharing(sum(quick), number)
+                falls = decay_rate(rate, paced_ms, demand.burstiness_cv)
+                chances = (
+                    min(1.0, share * processor_sharing(load.stage_share - share, number)) for share in quick
+                )
+                company += [
+                    (chance * here, (number + count) * time_ms, falls)
+                    for count, here in enumerate(present(chances, most - number))
+                ]
+        return company
 
     def gpu_point(self, gpu: int, loads: Mapping[int, GpuLoad]) -> GpuPoint:
         """Busy share, average power and memory of one GPU."""
@@ -158,7 +201,7 @@ class Group:
             time_ms, _, slower = self.model.work((owner, number), part, Phase.DECODE, clock)
             step_ms = max(step_ms, time_ms)
             growth_ms = max(growth_ms, demand.decode_growth_ms.get(part.name, 0.0) * slower)
-        return Engine(prefill_ms=prefill_ms, step_ms=step_ms, growth_ms=growth_ms)
+        return engine_of(demand, prefill_ms, step_ms, growth_ms)
 
     def resident_power(self, gpu: int, key: StageKey, loads: Mapping[int, GpuLoad]) -> tuple[float, float]:
         """Share of time that one resident keeps ``gpu`` busy, and its part of the average power in watts."""
@@ -185,13 +228,13 @@ class Group:
         """
         demand, gpus = self.model.demands[owner], self.homes[owner]
         engine = loads[gpus[0]].engines[owner]
-        crowding = max(loads[gpu].crowding(owner) for gpu in gpus)
+        crowding = max(loads[gpu].crowding(loads[gpu].active, without=owner) for gpu in gpus)
         if math.isinf(crowding):
             return _OVERLOADED
         line = engine.line(demand, crowding)
         if line is None:
             return _OVERLOADED
-        prefill_ms, per_token_ms = crowding * engine.prefill_ms, crowding * engine.per_token_ms(demand)
+        prefill_ms, per_token_ms = crowding * engine.prefill_ms, crowding * engine.per_token_ms
         lengths = self.model.answer_lengths(demand)
         most_tokens = (demand.slo_ms - prefill_ms) / per_token_ms
         short = np.searchsorted(lengths, most_tokens, side="right") / len(lengths)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CONFIG = "config.json"
+_ANSWERS_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +86,13 @@ def _from_hub(repository: str) -> Path:
     if isinstance(cached, str):
         return Path(cached).parent
     try:
+        # The hub's client retries for half a minute before it admits that nobody answers: asked once here.
+        address = huggingface_hub.hf_hub_url(repository, _CONFIG)
+        huggingface_hub.get_session().head(address, timeout=_ANSWERS_WITHIN_S)
         return Path(huggingface_hub.hf_hub_download(repository, _CONFIG)).parent
     except Exception as error:  # the hub's, the HTTP client's and the operating system's errors
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise InputError(
-            f"hf:{repository}: no such directory, not in the local cache, and not to be had: {reason}"
+            f"hf:{repository}: no such directory, not in the cache {huggingface_hub.constants.HF_HUB_CACHE}, "
+            f"and not to be had from {huggingface_hub.constants.ENDPOINT}: {reason}"
         ) from error

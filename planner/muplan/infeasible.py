@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from muplan.deployment import deployments
+from muplan.deployment_choices import MOST_REPLICAS
 from muplan.placement import SLO_GUARD, Placement, feasible
 from muplan.workload import Demand, Slot
 from muserve.errors import InfeasiblePlanError
@@ -29,7 +30,8 @@ def infeasible(placement: Placement, slots: Sequence[Slot]) -> InfeasiblePlanErr
         worst = nowhere[0]
     elif placement.score.overflow_bytes:
         worst = max(range(len(demands)), key=lambda m: sum(s.memory_bytes for s in demands[m].stages))
-    helps = _helpful_changes(demands, worst, slots, memory_bound=placement.score.overflow_bytes > 0)
+    loaded = not nowhere and not placement.score.overflow_bytes
+    helps = _helpful_changes(demands, worst, slots, loaded=loaded)
     advice = f"; it would fit with {' or '.join(helps)}" if helps else ""
     return InfeasiblePlanError(f"no feasible plan: {_constraint(placement, worst, slots)}{advice}")
 
@@ -67,13 +69,12 @@ def _constraint(placement: Placement, worst: int, slots: Sequence[Slot]) -> str:
 
 
 def _helpful_changes(
-    demands: Sequence[Demand], worst: int, slots: Sequence[Slot], *, memory_bound: bool
+    demands: Sequence[Demand], worst: int, slots: Sequence[Slot], *, loaded: bool
 ) -> list[str]:
-    helps = []
-    more = _more_gpus(demands, worst, slots)
-    if more is not None:
-        helps.append(more)
-    if memory_bound:
+    """``loaded``: there are GPUs and memory enough, so that the load or the SLO may be to blame."""
+    found = (_more_gpus(demands, worst, slots), _other_replicas(demands, worst, slots))
+    helps = [change for change in found if change is not None]
+    if not loaded:
         return helps
 
     def with_slo(factor: float) -> list[Demand]:
@@ -95,7 +96,9 @@ def _more_gpus(demands: Sequence[Demand], worst: int, slots: Sequence[Slot]) -> 
     """How many more of the cluster's largest GPU would help."""
     largest = max(slots, key=lambda slot: slot.part.memory_bytes)
     spare = [replace(largest, name=f"{largest.name}+{i}") for i in range(_MOST_MORE_GPUS)]
-    if not feasible([demands[worst]], spare[: len(demands[worst].stages)]):
+    fewest = deployments(demands[worst])[0]
+    own = [replace(largest, name=f"own{i}") for i in range(fewest.replicas * len(demands[worst].stages))]
+    if not feasible([demands[worst]], own):
         return None  # not even with GPUs of its own
     for more in range(1, _MOST_MORE_GPUS + 1):
         if feasible(demands, [*slots, *spare[:more]]):
@@ -103,7 +106,18 @@ def _more_gpus(demands: Sequence[Demand], worst: int, slots: Sequence[Slot]) -> 
     return None
 
 
-def _changed(demands: Sequence[Demand], model: int, **changes: float) -> list[Demand]:
+def _other_replicas(demands: Sequence[Demand], worst: int, slots: Sequence[Slot]) -> str | None:
+    """The nearest number of replicas that would help where the spec fixes it; fewer before more."""
+    if len(demands[worst].replica_counts) > 1:
+        return None
+    (asked,) = demands[worst].replica_counts
+    for count in (*range(asked - 1, 0, -1), *range(asked + 1, MOST_REPLICAS + 1)):
+        if feasible(_changed(demands, worst, replica_counts=(count,)), slots):
+            return f"replicas: {count}"
+    return None
+
+
+def _changed(demands: Sequence[Demand], model: int, **changes: float | tuple[int, ...]) -> list[Demand]:
     changed = replace(demands[model], **changes)  # type: ignore[arg-type]
     return [*demands[:model], changed, *demands[model + 1 :]]
 

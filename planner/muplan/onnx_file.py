@@ -97,6 +97,10 @@ def _unplannable(model: onnx.ModelProto) -> Iterator[str]:
             yield f"expected opset {newest} or older, got {opset.version}"
     if graph.sparse_initializer:
         yield "sparse initialisers are not supported"
+    imported = {opset.domain for opset in model.opset_import}
+    for node in graph.node:
+        if not in_onnx_domain(node) and node.domain not in imported:
+            yield f"operator {operator_name(node)}: expected an opset import of its domain {node.domain}"
     for node in (*graph.node, *(node for function in model.functions for node in function.node)):
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             yield f"operator {operator_name(node)}: control flow ({node.op_type}) is not supported"

@@ -7,6 +7,10 @@ They are approximations with names, so that a plan can say what it believed:
 * the requests of a single-pass model wait in a line of their own, a GI/D/1 queue with Gamma gaps whose
   service is stretched by whoever else works there. Partitions on one GPU are one such queue, because
   in a burst all of them work; of partitions on several GPUs the slowest makes the line;
+* how many others work beside a request of a single-pass model is drawn once for the whole request: each is
+  there, independently, for the share of time that it works; token engines and longer stages stay so long that
+  the whole line meets them. Requests that take much longer than the others'
+  see the mean instead, for which this is a lower bound;
 * a token engine has at most one step on the GPU at a time, so while it is busy it is one permanent
   customer there;
 * the requests of a token engine wait for one of its slots (``muplan.slot_queue``);
@@ -20,6 +24,7 @@ the theory of queues, Proc. Camb. Phil. Soc. 60 (1964).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from statistics import NormalDist
 
 # Equally likely answer lengths that stand for the whole distribution; 200 resolve an attainment of
@@ -62,6 +67,17 @@ def decay_rate(rate_per_ms: float, service_ms: float, arrival_cv: float) -> floa
 def line_within(slack_ms: float, decay: float) -> float:
     """Chance that a wait whose tail falls with ``decay`` stays within ``slack_ms``; a lower bound."""
     return -math.expm1(-decay * slack_ms) if slack_ms > 0.0 and decay > 0.0 else 0.0
+
+
+def present(chances: Iterable[float], most: int) -> list[float]:
+    """Chances that 0, 1, ... up to ``most`` of the independent others are there; the rest is more."""
+    counts = [1.0]
+    for chance in chances:
+        counts = [
+            a * (1.0 - chance) + b * chance for a, b in zip([*counts, 0.0], [0.0, *counts], strict=True)
+        ]
+        del counts[most + 1 :]
+    return counts
 
 
 def length_quantiles(mean: float, cv: float, count: int = LENGTH_QUANTILES) -> tuple[float, ...]:

@@ -30,8 +30,13 @@ from muplan.partition import DEFAULT_WEIGHTS
 from muplan.spec_text import read_mapping
 from muserve.errors import InputError, input_error
 from muserve.plan import ModelKind
+from muserve.queue_order import PARAMETERS_OF, Order, OrderParameters
 
 SCHEMA_FILE = Path(__file__).with_name("spec.schema.json")
+
+# Triton's native priority queue loses wake-ups; measured on 2.51: with 4 instances none in 1,800 dispatches.
+FEWEST_NATIVE_SLOTS = 4
+NATIVE_ORDERS = (Order.AGING, Order.SSJF, Order.FCFS)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
@@ -138,13 +143,30 @@ class WeightsSpec(_Section):
 class EngineSpec(_Section):
     """What generates the tokens of a generative model, and how many answers it works on at once."""
 
-    name: Literal["replay", "vllm"] | None = Field(
+    name: Literal["replay", "transformers", "vllm"] | None = Field(
         default=None, description="Default: replay on target embedded, vllm on target ngc."
     )
     model: str | None = Field(
         default=None,
-        description="What vllm loads: a Hugging Face id, or the absolute path of a directory on the node; "
-        "default: the id in source hf:ID.",
+        description="What transformers and vllm load: the absolute path of a directory on the node or, for "
+        "vllm, a Hugging Face id; default: the directory or the id in source hf:.",
+    )
+    environment: str | None = Field(
+        default=None,
+        description="Python environment that transformers or vllm runs in on target embedded, relative to "
+        "the spec: a directory with bin/activate that has muserve too. Default: the server's own.",
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More of vLLM's AsyncEngineArgs, on target embedded; what the plan decides wins.",
+    )
+    batching: Literal["none", "dynamic", "continuous"] = Field(
+        default="continuous",
+        description="none: one request at a time; dynamic: a batch runs to its end before the next begins; "
+        "continuous: a request takes any slot that becomes free.",
+    )
+    max_queue_delay_ms: Annotated[float, Field(ge=0, le=60_000)] = Field(
+        default=0.0, description="How long dynamic batching waits for a full batch."
     )
     tensor_parallel: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         default="auto",
@@ -160,6 +182,14 @@ class EngineSpec(_Section):
     answers: str | None = Field(
         default=None, description="Recorded answers the replay engine gives, relative to the spec."
     )
+
+    @model_validator(mode="after")
+    def _one_way_of_batching(self) -> Self:
+        if self.batching == "none" and self.slots != 1:
+            raise ValueError(f"batching none has one request at a time, expected slots 1, got {self.slots}")
+        if self.batching != "dynamic" and self.max_queue_delay_ms:
+            raise ValueError("max_queue_delay_ms has a meaning for batching dynamic alone")
+        return self
 
 
 class BatchingSpec(_Section):
@@ -243,6 +273,11 @@ class ModelSpec(_Section):
         return (self.name, *(f"{self.name}_stage{i}" for i in range(partitions)))
 
     @property
+    def native_names(self) -> tuple[str, str]:
+        """What a generative model becomes besides under ``serving.queue: native``: its front, its slots."""
+        return f"{self.name}_front", f"{self.name}_slots"
+
+    @property
     def answer_tokens(self) -> TokensSpec:
         """Token lengths, with the defaults filled in."""
         return self.tokens or TokensSpec()
@@ -254,22 +289,51 @@ class ModelSpec(_Section):
 
 
 class PredictorSpec(_Section):
-    """How predicted length becomes a priority: arrival + alpha x predicted service time."""
+    """Which predictor, and how its lengths become priorities: arrival + alpha x predicted service time."""
 
-    alpha: Annotated[float, Field(ge=0)] = Field(
-        default=30.0, description="0 = first come first served, .inf = shortest first without aging."
+    alpha: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="0 = first come first served, .inf = shortest first without aging. Given without "
+        "serving.order, it chooses the order aging. Default: 30.",
     )
     file: str | None = Field(
         default=None, description="Directory of a trained predictor, relative to the spec."
     )
 
 
+OrderNumber = Annotated[float, Field(ge=0, le=1e6)] | None
+
+
+def _order_number(name: str) -> Any:
+    used_by = [order.value for order in Order if name in PARAMETERS_OF[order]]
+    users = "every order" if len(used_by) == len(Order) else f"order {', '.join(used_by)}"
+    default = getattr(OrderParameters(), name)
+    return Field(default=None, description=f"Used by {users}. Default: {default:g}.")
+
+
 class ServingSpec(_Section):
     """Which Triton serves, who orders waiting requests, and how."""
 
     target: Annotated[Target, Field(strict=False)] = Target.EMBEDDED
-    queue: Literal["engine"] = "engine"
-    order: Literal["ssjf", "fcfs"] = "ssjf"
+    queue: Literal["engine", "native"] = Field(
+        default="engine",
+        description="engine: our engine orders the requests that wait; native: Triton's own priority queue "
+        "does, in front of an engine that is not ours.",
+    )
+    order: Annotated[Order, Field(strict=False)] | None = Field(
+        default=None,
+        description="Who is served first. Default: bounded, shortest predicted first within a bound on "
+        "waiting that follows the backlog; aging if predictor.alpha is given, or with queue native.",
+    )
+    bound_quantile: OrderNumber = _order_number("bound_quantile")
+    bound_ordinary: OrderNumber = _order_number("bound_ordinary")
+    bound_extreme: OrderNumber = _order_number("bound_extreme")
+    adaptive_factor: OrderNumber = _order_number("adaptive_factor")
+    adaptive_floor: OrderNumber = _order_number("adaptive_floor")
+    cap_factor: OrderNumber = _order_number("cap_factor")
+    class_levels: OrderNumber = _order_number("class_levels")
+    standard_share: OrderNumber = _order_number("standard_share")
+    batch_share: OrderNumber = _order_number("batch_share")
 
 
 class PartitioningSpec(_Section):
@@ -313,6 +377,64 @@ class Spec(_Section):
         # A count left to the planner is 1 here; the names it leads to are checked once it is known.
         names = (name for model in self.models for name in model.triton_names(model.fixed_partitions or 1))
         _refuse_duplicates("Triton model", names)
+        return self
+
+    @property
+    def order(self) -> Order:
+        """Who is served first."""
+        ages = self.predictor.alpha is not None or self.serving.queue == "native"
+        return self.serving.order or (Order.AGING if ages else Order.BOUNDED)
+
+    @property
+    def order_parameters(self) -> OrderParameters:
+        """The numbers of the order, with the defaults filled in."""
+        numbers = {
+            name: getattr(self.serving, name)
+            for name in OrderParameters.__dataclass_fields__
+            if name != "alpha"
+        }
+        numbers["alpha"] = self.predictor.alpha
+        return OrderParameters(**{name: value for name, value in numbers.items() if value is not None})
+
+    @model_validator(mode="after")
+    def _numbers_of_the_order(self) -> Self:
+        if self.order is Order.SSJF and self.predictor.alpha is not None:
+            raise ValueError("serving.order ssjf has no aging, predictor.alpha belongs to order aging")
+        try:
+            self.order_parameters  # noqa: B018
+        except InputError as error:
+            raise ValueError(f"serving: {error}") from error
+        for name in type(self.serving).model_fields:
+            is_number = name in OrderParameters.__dataclass_fields__
+            if (
+                is_number
+                and getattr(self.serving, name) is not None
+                and name not in PARAMETERS_OF[self.order]
+            ):
+                raise ValueError(f"serving.{name} is not used by order {self.order}")
+        return self
+
+    @model_validator(mode="after")
+    def _native_queue(self) -> Self:
+        if self.serving.queue != "native":
+            return self
+        if self.order not in NATIVE_ORDERS:
+            raise ValueError(
+                f"serving.order: queue native sorts by a key that is fixed on arrival, expected one of "
+                f"{', '.join(NATIVE_ORDERS)}, got {self.order}"
+            )
+        generative = [model for model in self.models if model.kind is ModelKind.GENERATIVE]
+        for model in generative:
+            slots = model.token_engine.slots
+            if slots < FEWEST_NATIVE_SLOTS:
+                raise ValueError(
+                    f"engine.slots of {model.name}: queue native needs at least {FEWEST_NATIVE_SLOTS}, as "
+                    f"Triton's priority queue stalls half a second at a time in front of fewer, got {slots}"
+                )
+        if not generative:
+            raise ValueError("serving.queue: native orders requests to generative models, expected one")
+        names = [name for model in generative for name in model.native_names]
+        _refuse_duplicates("Triton model", iter([*names, *(model.name for model in self.models)]))
         return self
 
     @model_validator(mode="after")

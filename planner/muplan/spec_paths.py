@@ -12,7 +12,7 @@ from muplan.load.trace import Trace, read_trace
 from muplan.profile.profile_file import read_profile
 from muplan.profile.profiled import check_profile
 from muplan.sources import LoadedModel
-from muplan.spec import HIGHEST_CV, LoadSpec, ModelSpec, SpecFile, Target, TokensSpec
+from muplan.spec import HIGHEST_CV, EngineSpec, LoadSpec, ModelSpec, SpecFile, Target, TokensSpec
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weights import read_weights
@@ -52,39 +52,90 @@ def check_engine(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> 
     """
     if model.kind is not ModelKind.GENERATIVE:
         return
-    spec = spec_file.spec
-    target, name = spec.serving.target, model.token_engine.name
-    wanted = "vllm" if target is Target.NGC else "replay"
-    if name not in (None, wanted):
-        raise InputError(f"engine.name: target {target.value} has the engine {wanted}, got {name}")
-    if target is Target.NGC:
-        if source.llm is not None and isinstance(source.llm.net, EncoderDecoderArchitecture):
-            raise InputError(
-                f"source: {model.source} is an encoder-decoder, which vllm, the engine of target ngc, does "
-                "not run: expected a decoder or target embedded"
-            )
-        vllm_model(model, spec_file)
-    elif not all(group.virtual for node in spec.cluster.nodes for group in node.gpus):
+    target, engine = spec_file.spec.serving.target, model.token_engine
+    name = engine_name(model, target)
+    if spec_file.spec.serving.queue == "native" and target is Target.EMBEDDED and name != "replay":
         raise InputError(
-            "engine.name: replay runs on virtual GPUs only, the cluster has real ones: expected target ngc, "
-            "whose engine is vllm"
+            f"engine.name: {name} of target embedded orders its requests itself, so queue native would order "
+            "them twice: expected queue engine, or replay, which then stands in for an engine that does not"
         )
+    if target is Target.NGC:
+        if name != "vllm":
+            raise InputError(f"engine.name: target ngc has the engine vllm, got {name}")
+        for key in ("environment", "arguments", "batching", "max_queue_delay_ms"):
+            if key in engine.model_fields_set:
+                raise InputError(f"engine.{key}: target ngc knows no such key, expected target embedded")
+    if name == "replay":
+        _check_replay(engine, spec_file)
+        return
+    if source.llm is not None and isinstance(source.llm.net, EncoderDecoderArchitecture):
+        raise InputError(
+            f"source: {model.source} is an encoder-decoder, which {name} does not run: expected a decoder, "
+            "or engine.name replay on target embedded"
+        )
+    if engine.answers is not None:
+        raise InputError(f"engine.answers: {name} makes its own answers, expected no such key")
+    loaded = engine_model(model, spec_file)
+    if target is Target.EMBEDDED:
+        _check_generating(name, engine, loaded, spec_file)
 
 
-def vllm_model(model: ModelSpec, spec_file: SpecFile) -> str:
-    """What vLLM is told to load; InputError when neither ``engine.model`` nor the source says it.
+def engine_name(model: ModelSpec, target: Target) -> str:
+    """The engine of a generative model."""
+    return model.token_engine.name or ("vllm" if target is Target.NGC else "replay")
 
-    A directory in ``source`` is not taken: its place on the node is known to the user alone.
+
+def engine_model(model: ModelSpec, spec_file: SpecFile) -> str:
+    """What transformers or vLLM loads; InputError when neither ``engine.model`` nor the source says it.
+
+    A directory in ``source`` is not taken on target ngc: only the user knows its place in the container.
     """
     if model.token_engine.model is not None:
         return model.token_engine.model
+    target = spec_file.spec.serving.target
     scheme, _, name = model.source.partition(":")
-    if scheme == "hf" and not spec_file.resolve(name).is_dir():
+    directory = spec_file.resolve(name)
+    if scheme == "hf" and not directory.is_dir():
         return name
+    if scheme == "hf" and target is Target.EMBEDDED:
+        return str(directory.absolute())
     raise InputError(
-        f"engine.model: expected a Hugging Face id or the path of a directory on the node, which target ngc "
-        f"needs for source {model.source}"
+        f"engine.model: expected a Hugging Face id or the path of a directory on the node, which engine "
+        f"{engine_name(model, target)} needs for source {model.source}"
     )
+
+
+def engine_environment(engine: EngineSpec, spec_file: SpecFile) -> Path | None:
+    """The Python environment that the spec names, as an absolute path."""
+    if engine.environment is None:
+        return None
+    return spec_file.resolve(engine.environment).absolute()
+
+
+def _check_replay(engine: EngineSpec, spec_file: SpecFile) -> None:
+    for key in ("environment", "arguments"):  # a model may be there for target ngc
+        if key in engine.model_fields_set:
+            raise InputError(f"engine.{key}: replay loads nothing, expected no such key")
+    if not all(group.virtual for node in spec_file.spec.cluster.nodes for group in node.gpus):
+        raise InputError(
+            "engine.name: replay runs on virtual GPUs only, the cluster has real ones: expected transformers "
+            "or vllm"
+        )
+
+
+def _check_generating(name: str, engine: EngineSpec, loaded: str, spec_file: SpecFile) -> None:
+    if name == "vllm" and engine.batching != "continuous":
+        raise InputError(f"engine.batching: vllm batches continuously, got {engine.batching}")
+    if name == "transformers":
+        if engine.arguments:
+            raise InputError("engine.arguments: they are vllm's, transformers takes none")
+        if not (Path(loaded) / "config.json").is_file():
+            raise InputError(
+                f"engine.model: transformers loads a Hugging Face directory with a config.json, got {loaded}"
+            )
+    environment = engine_environment(engine, spec_file)
+    if environment is not None and not (environment / "bin" / "activate").is_file():
+        raise InputError(f"engine.environment: expected a directory with bin/activate, got {environment}")
 
 
 def check_weights(model: ModelSpec, source: LoadedModel, spec_file: SpecFile) -> None:

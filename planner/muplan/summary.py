@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from muplan.fitted_table import FittedTable
 from muserve.gpu.parts import PARTS_DIR, load_part
 from muserve.plan import Basis, GpuPlan, ModelKind, ModelPlan, PartitionPlan, Plan, TimeLaw
 
@@ -37,8 +37,8 @@ def saving(plan: Plan) -> float:
     return 1.0 - plan.predicted_power_w / plan.default_clock_power_w
 
 
-def _models_table(plan: Plan) -> Table:
-    table = Table(title="Models", title_justify="left", caption_justify="left")
+def _models_table(plan: Plan) -> FittedTable:
+    table = FittedTable(title="Models", title_justify="left", caption_justify="left")
     table.caption = (
         "k: clock sensitivity, t(f) = t(top) x ((1 - k) + k x top / f), with its plausible range. "
         "Latency at the top clock. Of a generative model: layers, and GFLOP per token."
@@ -85,8 +85,8 @@ def _sensitivity(law: TimeLaw) -> str:
     return f"{k.value:.2f} ({k.low:.2f}-{k.high:.2f})"
 
 
-def _gpus_table(plan: Plan, directory: Path) -> Table:
-    table = Table(title="GPUs", title_justify="left", caption_justify="left")
+def _gpus_table(plan: Plan, directory: Path) -> FittedTable:
+    table = FittedTable(title="GPUs", title_justify="left", caption_justify="left")
     bases = _response_bases(plan, directory)
     modelled = sorted(part for part, basis in bases.items() if basis is Basis.MODELLED)
     if modelled:

@@ -9,13 +9,14 @@ with ClockLocks(gpus) as locks:      # whatever a dead daemon left locked is unl
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from mupower.actuator import ClockHold
 from muserve.errors import GpuError
-from muserve.gpu.protocol import Gpu
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +35,25 @@ class ClockChange:
 class ClockLocks:
     """Owns the locks of ``gpus`` between ``__enter__`` and ``__exit__``.
 
-    ``dead_band_mhz``: a clock is lowered only by at least this much, because each switch costs the
-    GPU some milliseconds; raising and unlocking are never put off. ``dry_run`` tracks what would be
-    locked and touches nothing.
+    ``dead_band_mhz``: a clock is lowered only by at least this much, and only when the last change is
+    ``dwell_s`` ago by ``clock``, because each switch costs the GPU some milliseconds; raising and
+    unlocking are never put off. ``dry_run`` tracks what would be locked and touches nothing.
     """
 
-    def __init__(self, gpus: Mapping[str, Gpu], *, dead_band_mhz: int = 15, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        gpus: Mapping[str, ClockHold],
+        *,
+        dead_band_mhz: int = 15,
+        dwell_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        dry_run: bool = False,
+    ) -> None:
         self._gpus = dict(gpus)
         self._dead_band_mhz = dead_band_mhz
+        self._dwell_s = dwell_s
+        self._clock = clock
+        self._changed_s: dict[str, float] = {}
         self._dry_run = dry_run
         self._commanded: dict[str, int | None] = dict.fromkeys(self._gpus)
         self._doubtful: set[str] = set()
@@ -63,9 +75,9 @@ class ClockLocks:
         """The clock ``gpu`` was last locked at by us; None when we hold no lock on it."""
         return self._commanded[gpu]
 
-    def doubt(self) -> None:
-        """Forget what is in force: somebody else may have unlocked. The next ``apply`` acts anew."""
-        self._doubtful.update(self._gpus)
+    def doubt(self, gpu: str | None = None) -> None:
+        """Forget what is in force (on every GPU): somebody may have unlocked. ``apply`` then acts anew."""
+        self._doubtful.update(self._gpus if gpu is None else [gpu])
 
     def apply(self, gpu: str, clock_mhz: int | None) -> ClockChange | None:
         """Bring ``gpu`` to ``clock_mhz`` (None: unlock); None when it is there already.
@@ -76,18 +88,23 @@ class ClockLocks:
         if not self._dry_run and self._changed_by_others(gpu):
             logger.warning("%s: its clock lock was changed by somebody else", gpu)
             self._doubtful.add(gpu)
-        if gpu not in self._doubtful and not self._differs(before, clock_mhz):
+        if gpu not in self._doubtful and not self._is_due(gpu, before, clock_mhz):
             return None
         if not self._dry_run:
             self._command(gpu, clock_mhz)
         self._commanded[gpu] = clock_mhz
+        self._changed_s[gpu] = self._clock()
         return ClockChange(gpu=gpu, before_mhz=before, after_mhz=clock_mhz)
 
     def release_all(self) -> None:
-        """Unlock every GPU, even those we never locked; raises GpuError only after trying all."""
+        """Unlock every GPU, even those we never locked; raises GpuError only after trying all.
+
+        Those that failed last come last: a driver that hangs must not keep the others waiting.
+        """
         if self._dry_run:
             return
-        failures = [failure for gpu in self._gpus if (failure := self._release(gpu)) is not None]
+        in_order = sorted(self._gpus, key=lambda gpu: gpu in self._doubtful)
+        failures = [failure for gpu in in_order if (failure := self._release(gpu)) is not None]
         if failures:
             raise type(failures[0])("; ".join(str(failure) for failure in failures)) from failures[0]
 
@@ -111,10 +128,13 @@ class ClockLocks:
             self._gpus[gpu].lock_clock(clock_mhz)
         self._doubtful.discard(gpu)
 
-    def _differs(self, before_mhz: int | None, after_mhz: int | None) -> bool:
-        if before_mhz is None or after_mhz is None:
-            return before_mhz is not after_mhz
-        return after_mhz > before_mhz or before_mhz - after_mhz >= self._dead_band_mhz
+    def _is_due(self, gpu: str, before_mhz: int | None, after_mhz: int | None) -> bool:
+        if after_mhz is None or (before_mhz is not None and after_mhz > before_mhz):
+            return before_mhz is not None
+        if before_mhz is not None and before_mhz - after_mhz < self._dead_band_mhz:
+            return False
+        changed_s = self._changed_s.get(gpu)
+        return changed_s is None or self._clock() - changed_s >= self._dwell_s
 
     def _changed_by_others(self, gpu: str) -> bool:
         """Devices that show their lock are checked; of others (NVML shows none) nothing is known."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mupower.actuator import CapHold, is_inert
 from mupower.clocks import ClockChange, ClockLocks
 from mupower.control.law import (
     Cause,
@@ -24,8 +25,9 @@ from mupower.control.law import (
 from mupower.exporter import Telemetry
 from mupower.metrics import Snapshot, merge, parse_metrics
 from mupower.observation import Device, observe_gpu
-from mupower.reading import read_gpu
+from mupower.reading import GpuReading, read_gpu
 from mupower.scrape import Answer
+from mupower.switching import TOLERANCE_MHZ
 from muserve.errors import GpuError, MetricsUnavailableError, MuServeError
 from muserve.gpu.protocol import Gpu
 from muserve.plan import ModelPlan
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """One GPU in the daemon's care."""
+    """One GPU in the daemon's care. ``cap`` is what holds it when its clock is steered by a power limit."""
 
     name: str
     gpu: Gpu
@@ -43,6 +45,7 @@ class Charge:
     initial_clock_mhz: int
     knee_mhz: int
     supported_clocks_mhz: tuple[int, ...]
+    cap: CapHold | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,7 @@ class Daemon:
         self._last_causes: dict[str, Cause] = {}
         self._cycles = 0
         self._unanswered = ""
+        self._oddities: dict[str, str] = {}
 
     def run(self, wait: Callable[[float], bool]) -> None:
         """Cycle until ``wait(seconds)`` returns True, each cycle a period after the last *planned* one."""
@@ -168,6 +172,8 @@ class Daemon:
         try:
             reading = read_gpu(charge.gpu)
             self._telemetry.read(charge.name, reading)
+            if not self._dry_run:
+                self._compare(charge, reading)
             if stale_because is None:
                 return
             observation = self._observe(charge, reading.clock_mhz, stale_because)
@@ -177,6 +183,37 @@ class Daemon:
             decision, change = self._let_go(charge, error)
         self._telemetry.decided(decision, self._locks.commanded_mhz(charge.name))
         self._say(decision, change)
+
+    def _compare(self, charge: Charge, reading: GpuReading) -> None:
+        """Is the clock the one commanded in the cycle before, or the power limit of any effect?
+
+        A GPU that runs faster than commanded has lost its lock: it is locked anew. One that runs slower is
+        throttled, or idle, when it may rest below its lock.
+        """
+        commanded = self._locks.commanded_mhz(charge.name)
+        oddity = ""
+        if charge.cap is not None:
+            cap_w = charge.cap.cap_w
+            inert = cap_w is not None and is_inert(
+                cap_w, reading.power_w, reading.utilisation, reading.throttle_reasons
+            )
+            self._telemetry.capped(charge.name, cap_w, inert)
+            if inert:
+                oddity = f"its power limit of {cap_w:.0f} W is inert: it draws less by itself"
+        elif commanded is not None and abs(reading.clock_mhz - commanded) > TOLERANCE_MHZ:
+            because = "+".join(reading.throttle_reasons)
+            if reading.clock_mhz > commanded:
+                self._locks.doubt(charge.name)
+                because = because or "unlocked by somebody else"
+            elif not because and reading.utilisation == 0:
+                because = "idle"
+            because = because or "unexplained"
+            self._telemetry.mismatched(charge.name, because)
+            oddity = f"its clock is not the commanded {commanded} MHz: {because}"
+        if oddity and oddity != self._oddities.get(charge.name):
+            now = f"{reading.clock_mhz} MHz, {reading.power_w:.0f} W"
+            logger.warning("%s: %s (now %s)", charge.name, oddity, now)
+        self._oddities[charge.name] = oddity
 
     def _observe(self, charge: Charge, clock_mhz: int, stale_because: str) -> GpuObservation:
         device = Device(

@@ -17,15 +17,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from muserve.cli import set_up_logging
+from mupower.actuator import ClockHold
+from muserve.cli import LogFormat, set_up_logging
 from muserve.errors import GpuError, GpuPermissionError, MuServeError
-from muserve.gpu.protocol import Gpu
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,18 @@ _UNLOCK_RETRY_S = 0.25
 class Supervisor:
     """The daemon's end: start the process, beat every cycle, say goodbye after a clean unlock."""
 
-    def __init__(self, plan: Path, node: str | None, lease_s: float) -> None:
+    def __init__(
+        self,
+        plan: Path,
+        node: str | None,
+        lease_s: float,
+        capped: Iterable[str] = (),
+        log_format: LogFormat = LogFormat.TEXT,
+    ) -> None:
+        """``capped`` names the GPUs that are held by a power limit."""
         self._command = [sys.executable, "-P", "-m", "mupower.supervisor", "--plan", str(plan)]
         self._command += ["--lease", str(lease_s)] + (["--node", node] if node else [])
+        self._command += [f"--capped={gpu}" for gpu in capped] + ["--log-format", log_format.value]
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
 
@@ -128,21 +138,20 @@ def watch(pipe: int, lease_s: float, unlock: Callable[[str], bool]) -> int:
         lease = lease_s
 
 
-def unlock_all(gpus: dict[str, Gpu], reason: str) -> bool:
-    """Unlock every GPU, retrying for some seconds; says what it did and returns whether all went well."""
+def unlock_all(gpus: Mapping[str, ClockHold], reason: str) -> bool:
+    """Unlock every GPU, retrying for some seconds; says what it did and returns whether all went well.
+
+    All at the same time: a driver that hangs on one GPU must not keep the others waiting.
+    """
     locked = dict(gpus)
     problems: dict[str, GpuError] = {}
     for attempt in range(_UNLOCK_ATTEMPTS):
         if attempt:
             time.sleep(_UNLOCK_RETRY_S)
-        for name, gpu in list(locked.items()):
-            try:
-                gpu.unlock_clock()
-            except GpuError as error:
-                problems[name] = error
-            else:
-                del locked[name]
-                problems.pop(name, None)
+        with ThreadPoolExecutor(max_workers=len(locked)) as pool:
+            outcomes = dict(zip(locked, pool.map(_unlock, locked.values()), strict=True))
+        problems = {name: error for name, error in outcomes.items() if error is not None}
+        locked = {name: locked[name] for name in problems}
         if all(isinstance(problems[name], GpuPermissionError) for name in locked):
             break  # done, or refused: asking again will not help
     if locked:
@@ -153,21 +162,36 @@ def unlock_all(gpus: dict[str, Gpu], reason: str) -> bool:
     return not locked
 
 
+def _unlock(gpu: ClockHold) -> GpuError | None:
+    try:
+        gpu.unlock_clock()
+    except GpuError as error:
+        return error
+    return None
+
+
 def main() -> int:
     """Entry point of the supervisor process; stdin is the daemon's pipe."""
     parser = argparse.ArgumentParser(prog="mupower.supervisor", description=__doc__)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--node")
     parser.add_argument("--lease", type=float, required=True, help="seconds")
+    parser.add_argument("--capped", action="append", default=[], help="a GPU held by a power limit")
+    parser.add_argument("--log-format", type=LogFormat, default=LogFormat.TEXT)
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    set_up_logging(verbose=False)
+    set_up_logging(verbose=False, log_format=arguments.log_format)
 
-    from mupower.fleet import open_fleet
+    from mupower.actuator import Actuator
+    from mupower.fleet import holds, open_fleet
 
     try:
-        gpus = open_fleet(arguments.plan, arguments.node).gpus
+        fleet = open_fleet(arguments.plan, arguments.node)
+        for name, problem in fleet.absent.items():
+            logger.error("supervisor: %s: cannot be watched over: %s", name, problem)
+        actuators = dict.fromkeys(arguments.capped, Actuator.CAP)
+        gpus = holds(fleet, dict.fromkeys(fleet.gpus, Actuator.CLOCK) | actuators)
     except MuServeError as error:
         logger.error("supervisor: %s", error)
         return error.exit_code

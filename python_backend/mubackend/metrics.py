@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from muserve.errors import MuServeError
+from muserve.queue_order import TrafficClass
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,12 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
-    """One family: its kind, its help text, and the values of the extra label ``reason`` if it has it."""
+    """One family: its kind, its help text, and the name and values of its extra label if it has one."""
 
     kind: Kind
     help: str
-    reasons: tuple[str, ...] = ()
+    label: str = ""
+    values: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
 
@@ -58,6 +60,12 @@ _LATENCY_MS = (
     5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000, 5000, 7500,
     10_000, 15_000, 20_000, 30_000, 45_000, 60_000, 90_000, 120_000, 180_000, 300_000, 600_000,
 )  # fmt: skip
+
+# From one token to the longest answers, each bound about 1.5 times the one before.
+_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
+
+# Keys reach from milliseconds to hours.
+_KEY_MS = tuple(float(f"{10 ** (power / 4):.3g}") for power in range(33))
 
 # Bounds as shares of an SLO, close together where a control law has to tell them apart.
 _SLO_SHARES = (
@@ -94,10 +102,58 @@ CATALOGUE: Mapping[str, MetricSpec] = {
     "mu_fallback_total": MetricSpec(
         kind=Kind.COUNTER,
         help="Requests served first come, first served for lack of a prediction",
-        reasons=tuple(Reason),
+        label="reason",
+        values=tuple(Reason),
+    ),
+    "mu_decisions_total": MetricSpec(
+        kind=Kind.COUNTER, help="Requests that got a slot", label="class", values=tuple(TrafficClass)
+    ),
+    "mu_wait_ms": MetricSpec(
+        kind=Kind.HISTOGRAM,
+        help="Milliseconds from arrival to a slot",
+        label="class",
+        values=tuple(TrafficClass),
+        buckets=_LATENCY_MS,
+    ),
+    "mu_decision_key_ms": MetricSpec(
+        kind=Kind.HISTOGRAM,
+        help="What requests that got a slot were ordered by; for orders that age, from arrival on",
+        buckets=_KEY_MS,
+    ),
+    "mu_decision_predicted_tokens": MetricSpec(
+        kind=Kind.HISTOGRAM, help="Predicted tokens of requests that got a slot", buckets=_TOKENS
+    ),
+    "mu_answer_tokens": MetricSpec(
+        kind=Kind.HISTOGRAM, help="Actual tokens of completed requests", buckets=_TOKENS
+    ),
+    "mu_prediction_error_tokens": MetricSpec(
+        kind=Kind.HISTOGRAM, help="|predicted - actual| tokens of completed requests", buckets=_TOKENS
+    ),
+    "mu_promoted_total": MetricSpec(
+        kind=Kind.COUNTER,
+        help="Requests that got a slot before one of their class that was predicted to be shorter",
+    ),
+    "mu_class_slo_met_total": MetricSpec(
+        kind=Kind.COUNTER,
+        help="mu_slo_met_total by traffic class",
+        label="class",
+        values=tuple(TrafficClass),
+    ),
+    "mu_class_slo_missed_total": MetricSpec(
+        kind=Kind.COUNTER,
+        help="mu_slo_missed_total by traffic class",
+        label="class",
+        values=tuple(TrafficClass),
+    ),
+    "mu_timed_out_total": MetricSpec(kind=Kind.COUNTER, help="Requests whose own time was up"),
+    "mu_service_pace": MetricSpec(
+        kind=Kind.GAUGE, help="Actual over predicted time in a slot of recent requests"
     ),
     "mu_rejected_total": MetricSpec(kind=Kind.COUNTER, help="Requests refused because the queue was full"),
     "mu_cancelled_total": MetricSpec(kind=Kind.COUNTER, help="Requests that the client cancelled"),
+    "mu_preemptions_total": MetricSpec(
+        kind=Kind.COUNTER, help="Running requests put back for lack of cache (engine vllm)"
+    ),
     "mu_stage_overrun_seconds_total": MetricSpec(
         kind=Kind.COUNTER, help="Time by which the CPU was slower than the virtual GPU it stands in for"
     ),
@@ -112,25 +168,25 @@ class MetricCallError(MuServeError):
 class Metrics(Protocol):
     """Where models record what happens. Every name is one of ``CATALOGUE``."""
 
-    def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
+    def increment(self, name: str, value: float = 1.0, tag: str = "") -> None:
         """Add ``value`` >= 0 to a counter."""
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""
 
-    def observe(self, name: str, value: float) -> None:
+    def observe(self, name: str, value: float, tag: str = "") -> None:
         """Add one value to a histogram."""
 
 
-def check_call(kind: Kind, name: str, value: float, reason: str = "") -> None:
+def check_call(kind: Kind, name: str, value: float, tag: str = "") -> None:
     """Raise MetricCallError unless the call fits the catalogue."""
     spec = CATALOGUE.get(name)
     if spec is None or spec.kind is not kind:
         raise MetricCallError(f"{name}: not a {kind.lower()} of the catalogue")
     if not math.isfinite(value) or value < 0.0:
         raise MetricCallError(f"{name}: expected a value >= 0, got {value}")
-    if (reason in spec.reasons) != bool(spec.reasons) or (reason and not spec.reasons):
-        raise MetricCallError(f"{name}: reason {reason!r} is not in the catalogue")
+    if (tag in spec.values) != bool(spec.values) or (tag and not spec.values):
+        raise MetricCallError(f"{name}: {spec.label or 'label'} {tag!r} is not in the catalogue")
 
 
 @dataclass(slots=True)
@@ -141,36 +197,36 @@ class RecordedMetrics:
     gauges: dict[str, float] = field(default_factory=dict)
     observations: dict[str, list[float]] = field(default_factory=dict)
 
-    def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
+    def increment(self, name: str, value: float = 1.0, tag: str = "") -> None:
         """Add to a counter; MetricCallError when the call does not fit the catalogue."""
-        check_call(Kind.COUNTER, name, value, reason)
-        self.totals[name, reason] = self.totals.get((name, reason), 0.0) + value
+        check_call(Kind.COUNTER, name, value, tag)
+        self.totals[name, tag] = self.totals.get((name, tag), 0.0) + value
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge; MetricCallError when the call does not fit the catalogue."""
         check_call(Kind.GAUGE, name, value)
         self.gauges[name] = value
 
-    def observe(self, name: str, value: float) -> None:
+    def observe(self, name: str, value: float, tag: str = "") -> None:
         """Record a value; MetricCallError when the call does not fit the catalogue."""
-        check_call(Kind.HISTOGRAM, name, value)
+        check_call(Kind.HISTOGRAM, name, value, tag)
         self.observations.setdefault(name, []).append(value)
 
-    def total(self, name: str, reason: str = "") -> float:
+    def total(self, name: str, tag: str = "") -> float:
         """A counter's value, 0 when it was never incremented."""
-        return self.totals.get((name, reason), 0.0)
+        return self.totals.get((name, tag), 0.0)
 
 
 class _Silent:
     """For servers whose metrics are switched off."""
 
-    def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
+    def increment(self, name: str, value: float = 1.0, tag: str = "") -> None:
         pass
 
     def set(self, name: str, value: float) -> None:
         pass
 
-    def observe(self, name: str, value: float) -> None:
+    def observe(self, name: str, value: float, tag: str = "") -> None:
         pass
 
 
@@ -195,34 +251,34 @@ class TritonMetrics:
             kind = getattr(pb_utils.MetricFamily, spec.kind.value)
             family = pb_utils.MetricFamily(name=name, description=spec.help, kind=kind)
             self._families.append(family)
-            for reason in spec.reasons or ("",):
-                tagged = {**labels, "reason": reason} if reason else dict(labels)
+            for tag in spec.values or ("",):
+                tagged = {**labels, spec.label: tag} if tag else dict(labels)
                 bounds = buckets.get(name, spec.buckets)
                 options = {"buckets": list(bounds)} if bounds else {}
-                self._series[name, reason] = family.Metric(labels=tagged, **options)
+                self._series[name, tag] = family.Metric(labels=tagged, **options)
 
-    def increment(self, name: str, value: float = 1.0, reason: str = "") -> None:
+    def increment(self, name: str, value: float = 1.0, tag: str = "") -> None:
         """Add to a counter."""
-        if value and self._allowed(Kind.COUNTER, name, value, reason):
-            self._series[name, reason].increment(value)
+        if value and self._allowed(Kind.COUNTER, name, value, tag):
+            self._series[name, tag].increment(value)
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""
         if self._allowed(Kind.GAUGE, name, value):
             self._series[name, ""].set(value)
 
-    def observe(self, name: str, value: float) -> None:
+    def observe(self, name: str, value: float, tag: str = "") -> None:
         """Record a value in a histogram."""
-        if self._allowed(Kind.HISTOGRAM, name, value):
-            self._series[name, ""].observe(value)
+        if self._allowed(Kind.HISTOGRAM, name, value, tag):
+            self._series[name, tag].observe(value)
 
-    def _allowed(self, kind: Kind, name: str, value: float, reason: str = "") -> bool:
+    def _allowed(self, kind: Kind, name: str, value: float, tag: str = "") -> bool:
         try:
-            check_call(kind, name, value, reason)
+            check_call(kind, name, value, tag)
         except MetricCallError as error:
             logger.error("dropped a metric: %s", error)
             return False
-        return (name, reason) in self._series
+        return (name, tag) in self._series
 
 
 def slo_buckets_ms(slo_ms: float) -> tuple[float, ...]:

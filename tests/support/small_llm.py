@@ -48,8 +48,11 @@ def write_model(repository: Path, config: Any, shim: str | None) -> None:
         shutil.copy(Path(mubackend.__file__).parent / shim / "model.py", version)
 
 
-def write_llm(repository: Path, name: str, alpha: float) -> None:
-    """An ensemble ``name`` of predictor and engine; one slot, 5 ms a token."""
+def write_llm(repository: Path, name: str, alpha: float, **changes: str) -> None:
+    """An ensemble ``name`` of predictor and engine; one slot, 5 ms a token.
+
+    ``changes`` are other parameters of the engine; an empty one is left out.
+    """
     common = {
         "muserve_model": name,
         "gpu": "node0/gpu0",
@@ -67,8 +70,9 @@ def write_llm(repository: Path, name: str, alpha: float) -> None:
         "decode_ms": str(MS_PER_TOKEN),
         "decode_sensitivity": "0.2",
         "predictor_model": f"{name}_length_predictor",
-        "queue_order": "ssjf",
+        "queue_order": "aging",
     }
+    engine = {key: value for key, value in (engine | changes).items() if value}
     predicted = tuple(Tensor(name=key, dtype=dtype, dims=(1,)) for key, dtype in _PREDICTED.items())
     optional = tuple(Tensor(name=t.name, dtype=t.dtype, dims=(1,), optional=True) for t in predicted)
     place: dict[str, Any] = {"instances": (Instance(),), "gpu_name": "node0/gpu0"}
@@ -154,8 +158,13 @@ class Stream:
         while (request := await self._requests.get()) is not None:
             yield request
 
-    def ask(self, model: str, request_id: str, **tensors: Any) -> None:
-        self._requests.put_nowait({"model_name": model, "inputs": inputs(tensors), "request_id": request_id})
+    def ask(
+        self, model: str, request_id: str, *, request_timeout_us: int | None = None, **tensors: Any
+    ) -> None:
+        request = {"model_name": model, "inputs": inputs(tensors), "request_id": request_id}
+        if request_timeout_us is not None:
+            request["timeout"] = request_timeout_us
+        self._requests.put_nowait(request)
 
     async def ends(self, count: int) -> list[tuple[str, str]]:
         """(request id, error or text of the last response) of the next ``count`` requests that end."""
@@ -200,13 +209,15 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         await asyncio.sleep(0.05)
 
 
-def generate(server: RunningTriton, model: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def generate(
+    server: RunningTriton, model: str, body: Mapping[str, Any], timeout_s: float = 30.0
+) -> tuple[int, dict[str, Any]]:
     """Status and body of Triton's ``generate`` route."""
     request = urllib.request.Request(
         f"{server.http_url}/v2/models/{model}/generate", json.dumps(body).encode()
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         with error:

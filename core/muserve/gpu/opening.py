@@ -13,9 +13,9 @@ from muserve.plan import GpuPlan, Plan, vgpu_dir
 def open_gpus(plan: Plan, plan_dir: Path, node: str | None = None) -> dict[str, Gpu]:
     """Open the plan's GPUs (those of ``node`` only, when given), keyed by ``GpuPlan.name``.
 
-    Virtual GPUs are created on first use, their state kept. Real ones are found by index, so name the
-    node that this process runs on. Raises GpuError (no driver, no such device) or InputError
-    (unknown part).
+    Virtual GPUs are created on first use, their state kept. Real ones are found by UUID where
+    the plan names it, else by index, so name the node that this process runs on.
+    Raises GpuError (no driver, no such device) or InputError (unknown part).
     """
     return {gpu.name: open_gpu(gpu, plan_dir) for gpu in plan.gpus if node in (None, gpu.node)}
 
@@ -29,4 +29,4 @@ def open_gpu(gpu: GpuPlan, plan_dir: Path) -> Gpu:
     # Imported here so that a machine with virtual GPUs only never loads NVML.
     from muserve.gpu.nvml import NvmlGpu
 
-    return NvmlGpu.open(gpu.index)
+    return NvmlGpu.open_uuid(gpu.uuid) if gpu.uuid else NvmlGpu.open(gpu.index)

@@ -16,8 +16,33 @@ class GpuIdentity:
     virtual: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerLimits:
+    """Board power limits: the range that can be set, the factory's setting, and the one in force."""
+
+    least_w: float
+    most_w: float
+    default_w: float
+    limit_w: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuHealth:
+    """How a device is; None for what it does not tell.
+
+    ``persistence``: the driver keeps the device set up, locks included, when nobody uses it.
+    ``uncorrected_ecc_errors`` count since the last boot. ``needs_reset``: memory rows wait to be
+    remapped, or could not be.
+    """
+
+    temperature_c: int | None = None
+    persistence: bool | None = None
+    uncorrected_ecc_errors: int | None = None
+    needs_reset: bool = False
+
+
 class Gpu(Protocol):
-    """One GPU whose SM clock can be read and locked.
+    """One GPU whose SM clock can be read and locked, and whose power can be limited.
 
     Every method may raise a ``muserve.errors.GpuError``; none blocks for longer than the driver does.
     """
@@ -41,6 +66,12 @@ class Gpu(Protocol):
     def unlock_clock(self) -> None:
         """Give the clock back to the driver. Harmless when nothing is locked."""
 
+    def power_limits(self) -> PowerLimits:
+        """The range of limits that ``limit_power`` accepts, and the limit in force."""
+
+    def limit_power(self, limit_w: float) -> None:
+        """Let the device lower its clock as far as it takes to draw at most ``limit_w``."""
+
     def power_w(self) -> float:
         """Board power now."""
 
@@ -52,3 +83,6 @@ class Gpu(Protocol):
 
     def throttle_reasons(self) -> frozenset[str]:
         """Why the clock is below the requested one, in NVML's words; empty when it is not."""
+
+    def health(self) -> GpuHealth:
+        """Temperature, persistence mode, memory errors."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from muserve.errors import GpuLostError, GpuNotFoundError, GpuUnsupportedError
 from muserve.gpu.parts import Part, load_part
-from muserve.gpu.protocol import GpuIdentity
+from muserve.gpu.protocol import GpuHealth, GpuIdentity, PowerLimits
 from muserve.gpu.virtual_file import LockedState
 from muserve.gpu.virtual_history import ClockCommand, append_command, history_file, read_commands
 from muserve.gpu.virtual_shared import Access, SharedState, create_shared
@@ -22,7 +22,10 @@ from muserve.gpu.virtual_state import (
     Job,
     VirtualState,
     advance,
+    clock_in_force_mhz,
     command_clock,
+    command_limit,
+    commanded_limit_w,
     discard,
     find_job,
     finish_s,
@@ -100,7 +103,7 @@ class VirtualGpu:
 
     def clock_mhz(self) -> int:
         """The clock in force: a command shows only after the part's switch latency."""
-        return self.snapshot().clock_mhz
+        return clock_in_force_mhz(self.snapshot(), self._shared.part)
 
     def locked_clock_mhz(self) -> int | None:
         """The clock last locked by any process, at once; None when unlocked."""
@@ -120,6 +123,29 @@ class VirtualGpu:
         """Return to the default clock; blocks for the part's call latency."""
         self._command(None)
 
+    def power_limits(self) -> PowerLimits:
+        """The part's range and default, and the limit last commanded by any process."""
+        part = self._shared.part
+        return PowerLimits(
+            least_w=part.limit_min_w,
+            most_w=part.limit_w,
+            default_w=part.limit_w,
+            limit_w=commanded_limit_w(self.snapshot()),
+        )
+
+    def limit_power(self, limit_w: float) -> None:
+        """Limit board power; blocks for the part's call latency. GpuUnsupportedError outside the range."""
+        part = self._shared.part
+        if not part.limit_min_w <= limit_w <= part.limit_w:
+            raise GpuUnsupportedError(
+                f"{self._identity.uuid}: {limit_w:g} W is not a power limit"
+                f" from {part.limit_min_w:g} to {part.limit_w:g} W"
+            )
+        began_s = time.monotonic()
+        effective_s = began_s + (part.switch_call_ms + part.switch_settle_ms) / 1000
+        self._shared.change(lambda state: command_limit(state, limit_w, effective_s))
+        time.sleep(max(0.0, began_s + part.switch_call_ms / 1000 - time.monotonic()))
+
     def power_w(self) -> float:
         """Modelled board power at this moment."""
         return power_w(self.snapshot(), self._shared.part)
@@ -137,8 +163,14 @@ class VirtualGpu:
         return self.snapshot().utilisation
 
     def throttle_reasons(self) -> frozenset[str]:
-        """Always empty: a virtual GPU never throttles."""
-        return frozenset()
+        """``SwPowerCap`` while the power limit holds the clock down; a virtual GPU knows no other reason."""
+        state = self.snapshot()
+        held_down = clock_in_force_mhz(state, self._shared.part) < state.clock_mhz
+        return frozenset({"SwPowerCap"} if held_down else ())
+
+    def health(self) -> GpuHealth:
+        """Nothing: a virtual GPU has no temperature and no memory that could fail."""
+        return GpuHealth()
 
     def history(self) -> tuple[ClockCommand, ...]:
         """Clock commands of every process since creation and since this boot, oldest first."""

@@ -3,10 +3,16 @@
 The GPU is shared by processor sharing: of ``n`` running jobs each gets 1/n of it, and a job advances at
 ``1 / slowdown`` of the clock that is in force *while* it runs. Between two events (a job ends, a clock
 change comes into force) everything is constant, so ``advance`` jumps from event to event and is exact.
+
+A power limit works as in a real part: while the work that runs would draw more at the clock asked for,
+the clock in force is the highest supported one at which it does not (the lowest one when none will do).
+A limit above the natural draw changes nothing. The regulation is taken as instant once a limit is in force,
+which takes as long as a clock command; that delay is modelled, nobody has published it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
@@ -40,10 +46,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockChange:
-    """A commanded clock that comes into force at ``effective_s``."""
+    """A commanded clock and power limit that come into force at ``effective_s``."""
 
     effective_s: float
     clock_mhz: int
+    limit_w: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +65,8 @@ class BusyMark:
 class VirtualState:
     """One virtual GPU at ``now_s`` (monotonic seconds of the boot ``boot_id``).
 
-    ``clock_mhz`` is in force, ``changes`` are on their way in, in order. ``idle_since_s`` is when the last
+    ``clock_mhz`` and ``limit_w`` are in force, ``changes`` are on their way in, in order.
+    ``idle_since_s`` is when the last
     job ended. ``energy_j`` and ``busy_s`` count from creation. ``older`` and ``newer`` bound the
     window of ``utilisation``.
     """
@@ -69,6 +77,7 @@ class VirtualState:
     uuid: str
     now_s: float
     clock_mhz: int
+    limit_w: float
     locked_clock_mhz: int | None
     idle_since_s: float
     older: BusyMark
@@ -102,6 +111,7 @@ def new_state(part: Part, *, index: int, uuid: str, boot_id: str, now_s: float) 
         uuid=uuid,
         now_s=now_s,
         clock_mhz=part.top_clock_mhz,
+        limit_w=part.limit_w,
         locked_clock_mhz=None,
         idle_since_s=now_s,
         older=mark,
@@ -111,10 +121,25 @@ def new_state(part: Part, *, index: int, uuid: str, boot_id: str, now_s: float) 
 
 def power_w(state: VirtualState, part: Part) -> float:
     """Board power at ``state.now_s``: time-sliced jobs contribute their mean."""
+    return _power_at(state.running, part, clock_in_force_mhz(state, part))
+
+
+def clock_in_force_mhz(state: VirtualState, part: Part) -> int:
+    """The clock at ``state.now_s``: the one asked for, or as far below it as the power limit demands."""
     running = state.running
+    if state.limit_w >= part.limit_w:
+        return state.clock_mhz  # no part draws more than its default limit
+    if _power_at(running, part, state.clock_mhz) <= state.limit_w:
+        return state.clock_mhz
+    clocks = part.clocks_mhz[: bisect_left(part.clocks_mhz, state.clock_mhz)]
+    above = bisect_right(clocks, state.limit_w, key=lambda clock: _power_at(running, part, clock))
+    return clocks[max(0, above - 1)] if clocks else state.clock_mhz
+
+
+def _power_at(running: tuple[Job, ...], part: Part, clock_mhz: int) -> float:
     if not running:
-        return idle_power_w(part, state.clock_mhz)
-    return sum(busy_power_w(part, job.sensitivity, state.clock_mhz) for job in running) / len(running)
+        return idle_power_w(part, clock_mhz)
+    return sum(busy_power_w(part, job.sensitivity, clock_mhz) for job in running) / len(running)
 
 
 def advance(state: VirtualState, now_s: float, part: Part) -> VirtualState:
@@ -165,8 +190,20 @@ def command_clock(
 ) -> VirtualState:
     """Ask for a lock (None: for the default clock); it comes into force at ``effective_s``."""
     clock_mhz = part.top_clock_mhz if locked_clock_mhz is None else locked_clock_mhz
-    change = ClockChange(effective_s=effective_s, clock_mhz=clock_mhz)
+    change = ClockChange(effective_s=effective_s, clock_mhz=clock_mhz, limit_w=commanded_limit_w(state))
     return replace(state, locked_clock_mhz=locked_clock_mhz, changes=(*state.changes, change))
+
+
+def command_limit(state: VirtualState, limit_w: float, effective_s: float) -> VirtualState:
+    """Ask for a power limit; it comes into force at ``effective_s``."""
+    clock_mhz = state.changes[-1].clock_mhz if state.changes else state.clock_mhz
+    change = ClockChange(effective_s=effective_s, clock_mhz=clock_mhz, limit_w=limit_w)
+    return replace(state, changes=(*state.changes, change))
+
+
+def commanded_limit_w(state: VirtualState) -> float:
+    """The power limit last asked for."""
+    return state.changes[-1].limit_w if state.changes else state.limit_w
 
 
 def finish_s(state: VirtualState, number: int, part: Part) -> float:
@@ -195,8 +232,9 @@ def _event_is_due(state: VirtualState) -> bool:
 def _step(state: VirtualState, limit_s: float, part: Part) -> VirtualState:
     """Advance to the next event or to ``limit_s``, whichever is first; nothing changes in between."""
     running = state.running
+    clock_mhz = clock_in_force_mhz(state, part)
     seconds_per_ms = {
-        job.number: slowdown(part, job.sensitivity, state.clock_mhz) * len(running) / 1000 for job in running
+        job.number: slowdown(part, job.sensitivity, clock_mhz) * len(running) / 1000 for job in running
     }
     ends_s = {job.number: state.now_s + job.remaining_ms * seconds_per_ms[job.number] for job in running}
     change = state.changes[0] if state.changes else None
@@ -221,10 +259,11 @@ def _step(state: VirtualState, limit_s: float, part: Part) -> VirtualState:
     return replace(
         state,
         now_s=end_s,
-        energy_j=state.energy_j + power_w(state, part) * span_s,
+        energy_j=state.energy_j + _power_at(running, part, clock_mhz) * span_s,
         busy_s=state.busy_s + (span_s if running else 0.0),
         idle_since_s=end_s if falls_idle else state.idle_since_s,
         clock_mhz=change.clock_mhz if change and changes_clock else state.clock_mhz,
+        limit_w=change.limit_w if change and changes_clock else state.limit_w,
         changes=state.changes[1:] if changes_clock else state.changes,
         jobs=jobs,
         older=older,

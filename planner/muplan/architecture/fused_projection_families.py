@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
 from muplan.architecture.decoder import DecoderArchitecture, FusedProjection, Rotary
 from muplan.architecture.families import (
-    ACTIVATIONS,
-    ActivationName,
     Count,
     Epsilon,
     Family,
+    Gpt2Keys,
     Layers,
     check_heads,
+    multi_head_decoder,
 )
 from muplan.architecture.rotary import RopeParameters, inverse_frequencies
 
 
-class CodeGen(Family):
+class CodeGen(Gpt2Keys):
     """CodeGen (Nijkamp et al. 2022, arXiv 2203.13474): parallel residual, made for 4 TPU cores."""
 
     model_type: Literal["codegen"]
-    n_embd: Count
-    n_layer: Layers
-    n_head: Count
-    n_positions: Count
     rotary_dim: Count
-    vocab_size: Count
-    n_inner: Count | None = None
-    activation_function: ActivationName = "gelu_new"
-    layer_norm_epsilon: Epsilon = 1e-5
     tie_word_embeddings: Literal[False] = False
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
-        check_heads(self.n_embd, self.n_head)
+    def _whole_groups(self) -> Self:
         if self.n_head % 4:
             raise ValueError(f"expected n_head to be a multiple of 4, got {self.n_head}")
         if self.rotary_dim % 2 or self.rotary_dim > self.n_embd // self.n_head:
@@ -45,37 +37,20 @@ class CodeGen(Family):
 
     def architecture(self) -> DecoderArchitecture:
         """The network of this config."""
-        layer = "transformer.h.{layer}"
+        network, layer = self._network(self.model_type), "transformer.h.{layer}"
         frequencies = inverse_frequencies(self.rotary_dim, 10000.0, RopeParameters())
-        return DecoderArchitecture(
-            model_type=self.model_type,
-            layers=self.n_layer,
-            hidden_size=self.n_embd,
-            heads=self.n_head,
-            kv_heads=self.n_head,
-            head_size=self.n_embd // self.n_head,
-            feed_forward_size=self.n_inner or 4 * self.n_embd,
-            vocabulary=self.vocab_size,
-            max_tokens=self.n_positions,
-            norm="layer",
-            norm_epsilon=self.layer_norm_epsilon,
-            activation=ACTIVATIONS[self.activation_function],
+        return replace(
+            network,
             rotary=Rotary(inverse_frequencies=frequencies, interleaved=True),
             fused=FusedProjection(groups=4, order=("query", "value", "key")),
-            feed_forward_biases=True,
             head_bias=True,
             parallel_residual=True,
             names={
-                "embedding": "transformer.wte",
-                "attention": f"{layer}.attn",
-                "attention_norm": f"{layer}.ln_1",
+                **network.names,
                 "projection": f"{layer}.attn.qkv_proj",
                 "output": f"{layer}.attn.out_proj",
-                "feed_forward": f"{layer}.mlp",
                 "up": f"{layer}.mlp.fc_in",
                 "down": f"{layer}.mlp.fc_out",
-                "final_norm": "transformer.ln_f",
-                "head": "lm_head",
             },
         )
 
@@ -101,26 +76,16 @@ class Bloom(Family):
     def architecture(self) -> DecoderArchitecture:
         """The network of this config."""
         layer = "transformer.h.{layer}"
-        return DecoderArchitecture(
-            model_type=self.model_type,
+        network = multi_head_decoder(
+            self.model_type,
             layers=self.n_layer,
             hidden_size=self.hidden_size,
             heads=self.n_head,
-            kv_heads=self.n_head,
-            head_size=self.hidden_size // self.n_head,
             feed_forward_size=4 * self.hidden_size,
             vocabulary=self.vocab_size,
             max_tokens=self.seq_length,
-            norm="layer",
             norm_epsilon=self.layer_norm_epsilon,
             activation="gelu_tanh",
-            alibi=True,
-            fused=FusedProjection(groups=self.n_head, order=("query", "key", "value")),
-            projection_biases=True,
-            output_bias=True,
-            feed_forward_biases=True,
-            tied_head=True,
-            embedding_norm=True,
             names={
                 "embedding": "transformer.word_embeddings",
                 "embedding_norm": "transformer.word_embeddings_layernorm",
@@ -135,4 +100,13 @@ class Bloom(Family):
                 "final_norm": "transformer.ln_f",
                 "head": "lm_head",
             },
+        )
+        return replace(
+            network,
+            alibi=True,
+            fused=FusedProjection(groups=self.n_head, order=("query", "key", "value")),
+            projection_biases=True,
+            output_bias=True,
+            tied_head=True,
+            embedding_norm=True,
         )

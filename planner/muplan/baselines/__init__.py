@@ -10,20 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from muplan.baselines.alpaserve import alpaserve_like
+from muplan.baselines.alpaserve import alpaserve_filling_memory, alpaserve_like
 from muplan.baselines.simple import one_model_per_gpu, round_robin, selective_replication
 from muplan.initial_clocks import top_clocks
-from muplan.placement import SLO_GUARD, group_costs, in_order
+from muplan.placement import SLO_GUARD, Placement, group_costs, in_order
 from muplan.placement.costs import GroupCosts
 from muplan.placement.layout import Layout, Spot
 from muplan.placement.pools import classes_of, search_cluster, usual_effort
+from muplan.placement.result import placement_of
+from muplan.placement.search import Found, placed
 from muplan.workload import Demand, Slot
 from muserve.plan import TimeLaw
 
-__all__ = ["BASELINES", "Judged", "judge"]
+__all__ = ["BASELINES", "Chosen", "Judged", "choose", "judge"]
 
 OURS = "ours"
 REFERENCE = "AlpaServe-like"
+FILLED = "AlpaServe-like, memory filled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +44,47 @@ class Judged:
     attainment: float
 
 
-def judge(name: str, demands: Sequence[Demand], slots: Sequence[Slot], *, seed: int = 0) -> Judged:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """Where a baseline puts ``demands`` on ``slots``, both in the planner's own order."""
+
+    demands: tuple[Demand, ...]
+    slots: tuple[Slot, ...]
+    layout: Layout
+
+    def judged(self) -> Judged:
+        """What the planner's model of the cluster predicts of it."""
+        return _judged(self.layout.costs, self.layout)
+
+    def placement(self, *, at_top_clocks: bool) -> Placement:
+        """It in full, at the top clocks or at the lowest that keep the SLOs."""
+        found = Found(cost=self.layout.total, spots=placed(self.layout), reach=tuple(self.layout.reach))
+        return placement_of(self.demands, self.slots, found, guard=SLO_GUARD, at_top_clocks=at_top_clocks)
+
+
+def choose(name: str, demands: Sequence[Demand], slots: Sequence[Slot], *, seed: int = 0) -> Chosen:
     """What the baseline called ``name`` (a key of ``BASELINES``) does with ``demands`` on ``slots``."""
     models, gpus = in_order(demands, slots)
+    if name == FILLED:
+        models = tuple(_replicated_at_will(model, len(gpus)) for model in models)
     costs = group_costs(models, gpus, guard=SLO_GUARD)
     spots = BASELINES[name](costs, seed)
     layout = Layout(costs, classes_of(gpus))
     for model, spot in enumerate(spots):
         layout.put(model, spot)
-    return _judged(costs, layout)
+    return Chosen(demands=models, slots=gpus, layout=layout)
+
+
+def judge(name: str, demands: Sequence[Demand], slots: Sequence[Slot], *, seed: int = 0) -> Judged:
+    """What is predicted of the baseline called ``name`` (a key of ``BASELINES``)."""
+    return choose(name, demands, slots, seed=seed).judged()
+
+
+def _replicated_at_will(demand: Demand, gpus: int) -> Demand:
+    """``demand`` with no limit to its replicas but the GPUs, unless its spec fixes their number."""
+    counts = demand.replica_counts
+    more = range(counts[-1] + 1, gpus + 1) if len(counts) > 1 else ()
+    return replace(demand, replica_counts=(*counts, *more))
 
 
 def _judged(costs: GroupCosts, layout: Layout) -> Judged:
@@ -104,6 +139,7 @@ def _unseeded(
 
 BASELINES: dict[str, Callable[[GroupCosts, int], tuple[Spot, ...]]] = {
     REFERENCE: _unseeded(alpaserve_like),
+    FILLED: _unseeded(alpaserve_filling_memory),
     "selective replication": _unseeded(selective_replication),
     "round robin": _unseeded(round_robin),
     "one model per GPU": _unseeded(one_model_per_gpu),

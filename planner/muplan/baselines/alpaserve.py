@@ -5,6 +5,9 @@ are spread over the groups greedily: again and again the model with the most uns
 on the group, with memory for it, where fewest requests then go unserved. The size that serves most requests
 wins, and among equals the one with the least latency: fastest first. Clocks are the driver's.
 
+AlpaServe goes on until the memory is full; here that is a second placement, for replicas that nobody needs
+keep GPUs awake that the first one can park.
+
 Within a group a model runs as its stages or its tensor parallel degree allow. What AlpaServe's simulator
 counts - requests within the SLO - is here the predicted attainment, so that all placements are judged alike.
 """
@@ -13,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from muplan.baselines.simple import busiest_first, replicated
+from muplan.baselines.simple import busiest_first, one_replica_more, replicated
 from muplan.initial_clocks import top_clocks
 from muplan.placement.costs import GroupCosts, latency_shares
 from muplan.placement.layout import NOWHERE, Layout, Spot
 from muplan.placement.pools import classes_of
+from muplan.placement.search import placed
 
 _GROUP_SIZES = (1, 2, 4, 8)
 
@@ -38,6 +42,39 @@ def alpaserve_like(costs: GroupCosts) -> tuple[Spot, ...]:
             best = found
     assert best is not None, "groups of one GPU always exist"
     return best[2]
+
+
+def alpaserve_filling_memory(costs: GroupCosts) -> tuple[Spot, ...]:
+    """The same, then replicas while there is memory and nobody suffers, for whom each serves most work."""
+    layout = Layout(costs, classes_of(costs.model.slots))
+    for model, spot in enumerate(alpaserve_like(costs)):
+        layout.put(model, spot)
+    while any(_extended(layout, model) for model in _most_work_a_replica_first(layout)):
+        pass
+    return placed(layout)
+
+
+def _extended(layout: Layout, model: int) -> bool:
+    """Whether the model got one replica more."""
+    before, spot = layout.total[:2], layout.take(model)
+    more = one_replica_more(layout, model, spot)
+    layout.put(model, more or spot)
+    if more is None or layout.total[:2] <= before:
+        return more is not None
+    layout.take(model)
+    layout.put(model, spot)
+    return False
+
+
+def _most_work_a_replica_first(layout: Layout) -> list[int]:
+    part = layout.costs.model.slots[0].part.name
+
+    def work(model: int) -> float:
+        demand, spot = layout.costs.units.models[model], layout.spots[model]
+        assert spot is not None, "every model is placed"
+        return demand.rate_rps * demand.isolated_latency_ms(part) / demand.slots / max(1, len(spot.homes))
+
+    return sorted(range(len(layout.spots)), key=lambda model: (-work(model), model))
 
 
 def _groups(costs: GroupCosts, size: int) -> Iterator[Sequence[int]]:

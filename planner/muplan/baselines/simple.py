@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from muplan.placement.costs import GroupCosts
@@ -81,6 +82,16 @@ def _with_more_replicas(layout: Layout, model: int, spot: Spot) -> list[Spot]:
             homes = _on_equal_gpus(layout, way, gpus)
             spots += [Spot(way=number, homes=homes)] if homes else []
     return spots
+
+
+def one_replica_more(layout: Layout, model: int, spot: Spot) -> Spot | None:
+    """The way of the same degree with one replica more, on the least loaded GPUs; None without room."""
+    here = layout.costs.units.ways[model][spot.way].deployment
+    for number, way in enumerate(layout.costs.units.ways[model]):
+        if way.deployment == replace(here, replicas=here.replicas + 1):
+            homes = _on_equal_gpus(layout, way, least_loaded_first(layout))
+            return Spot(way=number, homes=homes) if homes else None
+    return None
 
 
 def first_that_fits(layout: Layout, model: int, gpus: Sequence[int]) -> Spot:

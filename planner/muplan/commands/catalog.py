@@ -59,9 +59,9 @@ def _show(*tables: Any) -> None:
 
 
 def _model_table(models: list[CatalogEntry]) -> Any:
-    from rich.table import Table
+    from muplan.fitted_table import FittedTable
 
-    table = Table(title="Models", title_justify="left")
+    table = FittedTable(title="Models", title_justify="left")
     table.add_column("name", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("parameters", justify="right")
@@ -88,9 +88,9 @@ def _parameters(model: CatalogEntry) -> str:
 
 
 def _gpu_table(gpus: list[Part]) -> Any:
-    from rich.table import Table
+    from muplan.fitted_table import FittedTable
 
-    table = Table(
+    table = FittedTable(
         title="GPUs",
         title_justify="left",
         caption=(
@@ -127,9 +127,9 @@ def _peaks(gpu: Part) -> str:
 
 
 def _figure_table(gpu: Part) -> Any:
-    from rich.table import Table
+    from muplan.fitted_table import FittedTable
 
-    table = Table(title=gpu.name, title_justify="left", show_lines=True)
+    table = FittedTable(title=gpu.name, title_justify="left", show_lines=True)
     for heading in ("figure", "value", "basis", "source"):
         table.add_column(heading)
     for field, source in sorted(gpu.sources.items()):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from muplan.commands.interruption import interruptible
+from muplan.interruption import interruptible
 from muplan.load.replay import LoadProgress
 from muplan.measure import Watcher
 from muserve.errors import InputError

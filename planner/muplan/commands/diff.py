@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from muplan.console import table_console
 from muplan.difference import Change, Difference, PlanDifference, Status, compare_plans
+from muplan.fitted_table import FittedTable
 from muserve.plan import Plan, read_plan
 
 _DIFFERENT = 1
@@ -69,8 +69,8 @@ def _show(difference: PlanDifference, old: Plan, new: Plan, console: Console) ->
     )
 
 
-def _changes_table(title: str, rows: Sequence[tuple[str, str, str, str]]) -> Table:
-    table = Table(title=title, title_justify="left")
+def _changes_table(title: str, rows: Sequence[tuple[str, str, str, str]]) -> FittedTable:
+    table = FittedTable(title=title, title_justify="left")
     table.add_column("name", overflow="fold")
     for heading in ("what", "before", "after"):
         table.add_column(heading, overflow="fold")
@@ -90,8 +90,8 @@ def _row(name: str, change: Change) -> tuple[str, str, str, str]:
     return name, change.field, _text(change.before), _text(change.after)
 
 
-def _gpus_table(differences: Sequence[Difference]) -> Table:
-    table = Table(title="GPUs", title_justify="left")
+def _gpus_table(differences: Sequence[Difference]) -> FittedTable:
+    table = FittedTable(title="GPUs", title_justify="left")
     table.add_column("GPU")
     table.add_column("what")
     columns = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from muplan.console import table_console
+from muplan.interruption import interruptible, postponed
 from muplan.spec import Target, read_spec
 from muplan.summary import summary_document, summary_table
 
@@ -47,19 +48,23 @@ def command(
 
     report.html shows the plan in pictures; it needs matplotlib and jinja2 (the extra "demo").
     """
-    # Imported here because it brings gRPC along, which --help has no use for.
-    from muplan.pipeline import generate
-    from muplan.report.plan_page import REPORT_FILE, missing_packages
+    with interruptible(f"{output} is as it was"):
+        with postponed():
+            # Imported here because --help has no use for onnx and gRPC.
 
-    def on_progress(sentence: str) -> None:
-        click.echo(f"muplan: {sentence}", err=True)
+            from muplan.pipeline import generate
+            from muplan.report.plan_page import REPORT_FILE, missing_packages
 
-    missing = () if no_report else missing_packages()
-    if missing:
-        on_progress(f"no {REPORT_FILE}, which needs {' and '.join(missing)}: pip install 'muserve[demo]'")
-    drawn = not no_report and not missing
-    spec_file = read_spec(spec, seed=seed, target=Target(target) if target else None)
-    plan = generate(spec_file, output, on_progress, exact=exact, report=drawn)
+        def on_progress(sentence: str) -> None:
+            click.echo(f"muplan: {sentence}", err=True)
+
+        missing = () if no_report else missing_packages()
+        if missing:
+            packages = " and ".join(missing)
+            on_progress(f"no {REPORT_FILE}, which needs {packages}: pip install 'muserve[demo]'")
+        drawn = not no_report and not missing
+        spec_file = read_spec(spec, seed=seed, target=Target(target) if target else None)
+        plan = generate(spec_file, output, on_progress, exact=exact, report=drawn)
     if as_json:
         click.echo(json.dumps(summary_document(plan, output), indent=2))
         return

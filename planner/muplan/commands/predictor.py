@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from muplan.commands.predictor_compare import compare
+from muplan.commands.predictor_encoder import encoder_tier
 from muplan.commands.predictor_options import (
     DATA,
     DIRECTORY,
@@ -52,15 +53,38 @@ command.add_command(compare)
     help="What the trees are asked; `muplan predictor compare` judges them all.",
 )
 @click.option(
+    "--tier",
+    type=click.Choice(("fast", "bert")),
+    default="fast",
+    show_default=True,
+    help="fast: boosted trees alone. bert: a fine-tuned encoder's score joins their features.",
+)
+@click.option(
+    "--encoder",
+    help="For --tier bert: minilm (default), bert-base, bert-tiny, a directory, or a Hugging Face id.",
+)
+@click.option("--encoder-epochs", type=click.IntRange(min=1), help="For --tier bert. Default: 1.")
+@click.option(
     "--shuffle-labels",
     is_flag=True,
     help="Leak check: learn from shuffled answer lengths; Kendall tau must come out near 0.",
 )
 @JSON_OUTPUT
 def train(
-    data: Path | None, output: Path, seed: int, formulation: str, shuffle_labels: bool, as_json: bool
+    data: Path | None,
+    output: Path,
+    seed: int,
+    formulation: str,
+    tier: str,
+    encoder: str | None,
+    encoder_epochs: int | None,
+    shuffle_labels: bool,
+    as_json: bool,
 ) -> None:
-    """Train a predictor on chat data and write it with its model card."""
+    """Train a predictor on chat data and write it with its model card.
+
+    A run with --tier bert that was cut short goes on from the encoder's last epoch when it is called again.
+    """
     from muplan.predictor.artefact import Origin, add_metrics, check_writable, write_predictor
     from muplan.predictor.assessment import assess
     from muplan.predictor.training import STEPS
@@ -72,15 +96,18 @@ def train(
             "served; `muplan predictor compare` judges it"
         )
     check_writable(output)
-    with progress_bar() as progress:
+    with (
+        progress_bar() as progress,
+        encoder_tier(tier, encoder, encoder_epochs, seed, output, progress) as more_features,
+    ):
         rows = rows_of(data, progress)
         task = progress.add_task("training", total=STEPS + 1)
 
         def step(description: str) -> None:
             progress.update(task, description=description, advance=1)
 
-        trained = train_predictor(rows, seed, step, shuffle_labels, formulation)
-        shown = _shown_command(data, seed, formulation, shuffle_labels)
+        trained = train_predictor(rows, seed, step, shuffle_labels, formulation, more_features)
+        shown = _shown_command(data, seed, formulation, tier, encoder, encoder_epochs, shuffle_labels)
         write_predictor(output, trained, rows, Origin(data=_source(data), command=shown, seed=seed))
         step("evaluating")
         figures = assess(output, rows).figures
@@ -149,8 +176,19 @@ def _source(data: Path | None) -> str:
     )
 
 
-def _shown_command(data: Path | None, seed: int, formulation: str, shuffle_labels: bool) -> str:
+def _shown_command(
+    data: Path | None,
+    seed: int,
+    formulation: str,
+    tier: str,
+    encoder: str | None,
+    encoder_epochs: int | None,
+    shuffle_labels: bool,
+) -> str:
     given = "" if data is None else f" --data {data.name}"
+    given += "" if tier == "fast" else f" --tier {tier}"
+    given += "" if encoder is None else f" --encoder {encoder}"
+    given += "" if encoder_epochs is None else f" --encoder-epochs {encoder_epochs}"
     return (
         f"muplan predictor train{given} --formulation {formulation} --seed {seed}"
         + " --shuffle-labels" * shuffle_labels

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from muplan.commands.interruption import interruptible
 from muplan.console import table_console
+from muplan.interruption import interruptible
 from muplan.predictor.cleaning import CLEANINGS, DEFAULT_CLEANING
 from muserve.errors import InputError
 from muserve.history_text import HISTORY_MODES

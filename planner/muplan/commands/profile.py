@@ -13,8 +13,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from muplan.commands.interruption import interruptible
 from muplan.console import table_console
+from muplan.interruption import interruptible, postponed, uninterrupted
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part, read_part
 
@@ -106,12 +106,13 @@ def command(
     MODEL is a source as in a spec (onnx:PATH, ...); a bare name is one of the catalogue. Figures are modelled
     unless --measure times a real GPU; a measurement that was stopped goes on from OUTPUT.journal.
     """
-    from muplan.profile.bench import open_bench, virtual_bench
-    from muplan.profile.buckets import Sizes, bucket_works
-    from muplan.profile.modelled import modelled_profile
-    from muplan.profile.profile_file import profile_bytes
-    from muplan.profile.tables import profile_view
-    from muplan.sources import load_source
+    with interruptible("nothing was begun"), postponed():
+        from muplan.profile.bench import open_bench, virtual_bench
+        from muplan.profile.buckets import Sizes, bucket_works
+        from muplan.profile.modelled import modelled_profile
+        from muplan.profile.profile_file import profile_bytes
+        from muplan.profile.tables import profile_view
+        from muplan.sources import load_source
 
     part = read_part(Path(part_name)) if part_name.endswith(".json") else load_part(part_name)
     source = load_source(model if ":" in model else f"catalog:{model}", Path())
@@ -135,7 +136,7 @@ def command(
                 bench = open_bench(part, device, clocks, pieces)
             profile = _measured(source, works, bench, output)
     else:
-        with _progress() as progress:
+        with interruptible("no profile was written"), _progress() as progress:
             task = progress.add_task("profiling", total=None)
             profile = modelled_profile(
                 source,
@@ -216,8 +217,10 @@ def _write(file: Path, profile: Profile) -> None:
     """Write ``profile`` to ``file``, all or nothing."""
     from muplan.profile.profile_file import profile_bytes
 
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(profile_bytes(profile))
-    os.chmod(name, 0o644)
-    os.replace(name, file)
+    content = profile_bytes(profile)
+    with uninterrupted():
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, file)

@@ -24,6 +24,11 @@ _PORT = click.IntRange(1, 65535)
 @click.option("--http-port", type=_PORT, default=8000, show_default=True)
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True)
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True)
+@click.option(
+    "--openai-port",
+    type=_PORT,
+    help="Also offer the generative models at /v1/chat/completions and /v1/completions on this port.",
+)
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def command(
     plan_dir: Path,
@@ -32,6 +37,7 @@ def command(
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    openai_port: int | None,
     address: str,
 ) -> None:
     """Serve what `muplan generate` wrote to PLAN_DIR with a real Triton until Ctrl-C.
@@ -42,7 +48,7 @@ def command(
     options = ServeOptions(
         node=node,
         tritonserver=tritonserver,
-        ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+        ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, openai=openai_port),
         address=address,
     )
     serve(plan_dir, options, out=click.echo, log=lambda line: click.echo(f"triton | {line}", err=True))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from muplan.console import table_console
+from muplan.interruption import interruptible
 from muplan.load.trace import Trace, read_trace
 from muplan.simulator.from_plan import DEFAULT_ALPHA, SHIPPED_PREDICTION_TAU, scenario_from_plan
 from muplan.simulator.law_control import LawControl
@@ -23,7 +24,7 @@ from muserve.gpu.parts import PARTS_DIR
 from muserve.plan import Plan, read_plan
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from muplan.fitted_table import FittedTable
 
 _PIPED_COLUMNS = 160
 
@@ -91,7 +92,8 @@ def command(
     )
     targets = {model.name: model.attainment_target for model in plan.models}
     control = LawControl(law_named(law), scenario, targets) if law else None
-    result = simulate(scenario, control)
+    with interruptible("no result, for a simulation runs to its end"):
+        result = simulate(scenario, control)
     if as_json:
         setup = {"seconds": seconds, "seed": seed, "discipline": discipline, "alpha": alpha, "law": law}
         setup |= {"prediction_tau": prediction_tau, "simulated": True}
@@ -146,10 +148,10 @@ def _show(plan: Plan, result: SimulationResult) -> None:
     )
 
 
-def _models_table(plan: Plan, result: SimulationResult) -> Table:
-    from rich.table import Table
+def _models_table(plan: Plan, result: SimulationResult) -> FittedTable:
+    from muplan.fitted_table import FittedTable
 
-    table = Table(title="Models", title_justify="left", caption_justify="left")
+    table = FittedTable(title="Models", title_justify="left", caption_justify="left")
     table.caption = "plan: the planner's queueing formulas. SIMULATED: with its 95 % confidence interval."
     table.add_column("model")
     for name in ("SLO", "target", "plan", "SIMULATED", "requests", "dropped", "mean", "p50", "p99"):
@@ -168,10 +170,10 @@ def _models_table(plan: Plan, result: SimulationResult) -> Table:
     return table
 
 
-def _gpus_table(plan: Plan, result: SimulationResult) -> Table:
-    from rich.table import Table
+def _gpus_table(plan: Plan, result: SimulationResult) -> FittedTable:
+    from muplan.fitted_table import FittedTable
 
-    table = Table(title="GPUs", title_justify="left")
+    table = FittedTable(title="GPUs", title_justify="left")
     table.add_column("GPU")
     for name in ("mean clock", "plan: busy", "SIMULATED: busy", "plan: power", "SIMULATED: power"):
         table.add_column(name, justify="right")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from muplan.deploy.find import FoundTriton
 from muserve.errors import ServingError
-from muserve.plan import VGPU_DIR_VARIABLE
+from muserve.plan import GRPC_URL_VARIABLE, VGPU_DIR_VARIABLE
 
 STUB = "triton_python_backend_stub"
 _LIBPYTHON = re.compile(rb"libpython(3\.\d+)\.so\.1\.0\0")
@@ -162,12 +162,17 @@ def link_library(interpreter: Interpreter, directory: Path) -> Path:
 
 
 def server_environment(
-    interpreter: Interpreter, libraries: Path, vgpu_dir: Path | None, base: Mapping[str, str]
+    interpreter: Interpreter,
+    libraries: Path,
+    vgpu_dir: Path | None,
+    base: Mapping[str, str],
+    grpc_url: str | None = None,
 ) -> dict[str, str]:
     """Environment of the tritonserver process; its stubs inherit it.
 
     The locale is UTF-8 because the stub would otherwise read and print ASCII. One thread for each
-    model's CPU work, unless the user says otherwise: many stubs share the machine.
+    model's CPU work, unless the user says otherwise: many stubs share the machine. ``grpc_url``: where the
+    server will listen, for models that call it themselves.
     """
     environment = dict(base)
     environment.pop("PYTHONHOME", None)
@@ -178,6 +183,8 @@ def server_environment(
     environment.setdefault("OMP_NUM_THREADS", "1")
     if vgpu_dir is not None:
         environment[VGPU_DIR_VARIABLE] = str(vgpu_dir.absolute())
+    if grpc_url is not None:
+        environment[GRPC_URL_VARIABLE] = grpc_url
     return environment
 
 

@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import psutil
 
 from muserve.errors import InputError
 
+_OUTSIDE_EPHEMERAL = range(20_000, 32_000)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """TCP ports of the HTTP, gRPC and metrics endpoints."""
+    """TCP ports of the HTTP, gRPC and metrics endpoints, and of the OpenAI interface where there is one."""
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+    openai: int | None = None
 
 
 def free_ports(address: str = "127.0.0.1") -> Ports:
-    """Three ports nobody listens on. Another process may still take one before the server does."""
+    """Three ports nobody listens on. Another process may still take one before the server does.
+
+    They are below those that systems hand out by themselves (Linux: from 32768), of which one may be taken
+    by a model that opens connections while it loads, before Triton listens.
+    """
+    free: list[int] = []
     with ExitStack() as held:
-        numbers = []
-        for _ in range(3):
+        for port in random.sample(_OUTSIDE_EPHEMERAL, len(_OUTSIDE_EPHEMERAL)):
             probe = held.enter_context(_probe(address))
-            probe.bind((address, 0))
-            numbers.append(probe.getsockname()[1])
-    http, grpc, metrics = numbers
-    return Ports(http=http, grpc=grpc, metrics=metrics)
+            with suppress(OSError):
+                probe.bind((address, port))
+                free.append(port)
+            if len(free) == 3:
+                http, grpc, metrics = free
+                return Ports(http=http, grpc=grpc, metrics=metrics)
+    raise InputError(f"{address}: expected an address of this machine with three free ports")
 
 
 def require_free(ports: Ports, address: str) -> None:
     """InputError naming the first port that is taken, and by which process if that may be known."""
     chosen = {"--http-port": ports.http, "--grpc-port": ports.grpc, "--metrics-port": ports.metrics}
+    if ports.openai is not None:
+        chosen["--openai-port"] = ports.openai
     if len(set(chosen.values())) < len(chosen):
         raise InputError(
-            "--http-port, --grpc-port, --metrics-port: expected three different ports, got "
+            f"{', '.join(chosen)}: expected different ports, got "
             + ", ".join(str(port) for port in chosen.values())
         )
     for option, port in chosen.items():

@@ -93,17 +93,18 @@ def running_triton(
             limits_rates=_names_resources(repository),
         )
         libraries = link_library(interpreter, directory)
-        environment = server_environment(interpreter, libraries, vgpus, os.environ)
+        host = reachable(address)
+        host = f"[{host}]" if ":" in host else host
+        grpc_url = f"{host}:{ports.grpc}"
+        environment = server_environment(interpreter, libraries, vgpus, os.environ, grpc_url)
         server = stack.enter_context(_ending(TritonServer(command, environment, sink)))
         stop = stop or threading.Event()
         if not server.wait_until_ready(ready_timeout_s, on_progress or _log_progress, stop):
             raise ServingError("stopped before Triton was ready")
         stack.enter_context(StubWatch(server, repository))
-        host = reachable(address)
-        host = f"[{host}]" if ":" in host else host
         yield RunningTriton(
             http_url=f"http://{host}:{ports.http}",
-            grpc_url=f"{host}:{ports.grpc}",
+            grpc_url=grpc_url,
             metrics_url=f"http://{host}:{ports.metrics}/metrics",
             pid=server.pid,
             server=server,

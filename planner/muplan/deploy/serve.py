@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from muplan.deploy.ports import Ports
+from muplan.deploy.ports import Ports, reachable
 from muplan.deploy.running import CPU_CONFIG, RunningTriton, running_triton
 from muplan.deploy.server import LogSink
 from muserve.errors import InputError, ServingError
@@ -54,8 +54,11 @@ def serve(plan_dir: Path, options: ServeOptions, *, out: Callable[[str], None], 
     """
     with _stop_signals() as stop:
         try:
-            with serving(plan_dir, options, log=log, stop=stop) as triton:
-                out(endpoints_text(read_plan(plan_dir), triton))
+            with (
+                serving(plan_dir, options, log=log, stop=stop) as triton,
+                _openai(plan_dir, options, triton) as openai_url,
+            ):
+                out(endpoints_text(read_plan(plan_dir), triton, openai_url))
                 while not stop.wait(_POLL_S):
                     if triton.server.exit_code() is not None:
                         raise ServingError(triton.server.ending())
@@ -99,6 +102,26 @@ def serving(
         yield triton
 
 
+@contextmanager
+def _openai(plan_dir: Path, options: ServeOptions, triton: RunningTriton) -> Iterator[str | None]:
+    """The OpenAI interface's URL; None when no port was given for it."""
+    port = options.ports.openai if options.ports else None
+    if port is None:
+        yield None
+        return
+    from muplan.openai.served import served_models
+    from muplan.openai.server import openai_endpoint
+
+    plan = read_plan(plan_dir)
+    node_dir = plan_dir / _node(plan, options.node)
+    loaded = {state.name for state in triton.server.control.index() if state.ready}
+    models = served_models(plan, node_dir, loaded)
+    host = reachable(options.address)
+    host = f"[{host}]" if ":" in host else host
+    with openai_endpoint(models, triton.grpc_url, options.address, port):
+        yield f"http://{host}:{port}/v1"
+
+
 def create_virtual_gpus(plan: Plan, plan_dir: Path, node: str) -> int:
     """Make the state files of the node's virtual GPUs, keeping those that exist; returns how many."""
     from muserve.gpu.opening import open_gpu
@@ -136,13 +159,15 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def endpoints_text(plan: Plan, triton: RunningTriton) -> str:
+def endpoints_text(plan: Plan, triton: RunningTriton, openai_url: str | None = None) -> str:
     """Where the server listens, and for each model a request to copy."""
     lines = [
         f"HTTP     {triton.http_url}",
         f"gRPC     {triton.grpc_url}",
         f"metrics  {triton.metrics_url}",
     ]
+    if openai_url is not None:
+        lines.append(f"OpenAI   {openai_url}")
     served = {state.name for state in triton.server.control.index()}
     for model in plan.models:
         if model.name not in served:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -145,13 +146,21 @@ class TritonServer:
         except BaseException:
             self.kill()
             raise
-        self._reader.join(timeout=2)
-        return self._process.wait()
+        code = self._process.wait()
+        self._end_rest()
+        return code
 
     def kill(self) -> None:
         """End the process at once, whatever is in flight."""
         self._process.kill()
         self._process.wait()
+        self._end_rest()
+
+    def _end_rest(self) -> None:
+        """Processes that models have started end with the server; they hold GPU memory, and its log open."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._reader.join(timeout=2)
 
     def _wait_for_requests(self) -> None:
         deadline = time.monotonic() + self._command.drain_s + _EXIT_S

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,11 @@ _INTEGER_LIMIT = 2
 
 
 class ServingRequestError(ServingError):
-    """Triton refused or failed one request."""
+    """Triton refused or failed one request; ``status`` names the gRPC code (``StatusCode.UNAVAILABLE``)."""
+
+    def __init__(self, message: str, status: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class TritonLoadClient:
@@ -59,34 +63,40 @@ class TritonLoadClient:
         except InferenceServerException as error:
             raise ServingRequestError(str(error)) from error
 
-    async def stream(self, model: str, prompt: str) -> AsyncIterator[str]:
+    async def stream(self, model: str, prompt: str, sampling: str | None = None) -> AsyncGenerator[str]:
         """Yield the pieces of text that ``model`` generates for ``prompt``, as they arrive.
 
-        Decoupled models can only be reached by a stream. Each request has its own, as from independent
-        clients. Raises ServingRequestError when Triton reports an error.
+        ``sampling``: the JSON object ``sampling_parameters``. Decoupled models can only be reached by a
+        stream. Each request has its own, as from independent clients; closing the generator cancels it.
+        Raises ServingRequestError when Triton reports an error.
         """
-        import grpc  # type: ignore[import-untyped]
+        import grpc
         from tritonclient.utils import InferenceServerException
 
-        inputs = _infer_inputs(
-            {
-                "text_input": np.array([prompt.encode("utf-8", "replace")], dtype=np.object_),
-                "stream": np.array([True]),
-            }
-        )
+        tensors = {
+            "text_input": np.array([prompt.encode("utf-8", "replace")], dtype=np.object_),
+            "stream": np.array([True]),
+        }
+        if sampling is not None:
+            tensors["sampling_parameters"] = np.array([sampling.encode()], dtype=np.object_)
+        inputs = _infer_inputs(tensors)
 
         async def only_request() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": model, "inputs": inputs}
 
         try:
-            async for result, error in self._client.stream_infer(only_request()):
+            # The header makes Triton end the stream with the code of an error.
+            responses = self._client.stream_infer(only_request(), headers={"triton_grpc_error": "true"})
+            async for result, error in responses:
                 if error is not None:
                     raise ServingRequestError(str(error))
                 pieces = result.as_numpy("text_output")
                 if pieces is not None:
                     yield b"".join(pieces.ravel().tolist()).decode(errors="replace")
-        except (grpc.RpcError, InferenceServerException) as error:
-            raise ServingRequestError(str(error)) from error
+        except InferenceServerException as error:
+            raise ServingRequestError(error.message(), error.status()) from error
+        except grpc.aio.AioRpcError as error:
+            raise ServingRequestError(error.details() or str(error), str(error.code())) from error
 
 
 def _fill(wanted: Sequence[int], typical: Shape | None) -> Shape:

@@ -80,7 +80,7 @@ class GroupCosts:
         what = (self.model.slots[gpu].part.name, tuple(sorted([(kind[unit], stage) for unit, stage in keys])))
         found = self._known.get(what)
         if found is None:
-            found = self._known[what] = self._judge({gpu: keys})
+            found = self._known[what] = self._judge({gpu: tuple(sorted(keys))})
         return found
 
     def of_group(self, residents: Mapping[int, tuple[StageKey, ...]]) -> Verdict:
@@ -142,6 +142,6 @@ class GroupCosts:
             demand = demands[owner]
             if demand.kind is ModelKind.GENERATIVE:
                 engine = loads[group.homes[owner][0]].engines[owner]
-                fastest = float(engine.completions_per_ms(demand)[-1])
+                fastest = float(engine.completions_per_ms[-1])
                 missing += max(0.0, demand.rate_rps / 1000.0 / fastest - 1.0)
         return max(1, math.ceil(missing * _SHORTFALL_UNIT))

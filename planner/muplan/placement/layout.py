@@ -83,7 +83,8 @@ class Layout:
             self._add((self._memory_bytes(model), 0, 0), sign=1)
             return
         for key, gpu in self._keys(model, spot):
-            self.residents[gpu] = (*self.residents.get(gpu, ()), key)
+            # In order, so that a GPU's history does not show in its cost.
+            self.residents[gpu] = tuple(sorted((*self.residents.get(gpu, ()), key)))
         self._judge({gpu for homes in spot.homes for gpu in homes})
 
     def take(self, model: int) -> Spot:

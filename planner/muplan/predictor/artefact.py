@@ -111,6 +111,7 @@ def _card(trained: Trained, rows: Rows, origin: Origin) -> dict[str, Any]:
             "class_percentiles": list(CLASS_PERCENTILES),
             "class_edges": np.round(trained.edges, 3).tolist(),
         },
+        **trained.more_facts,
     }
 
 
@@ -126,6 +127,7 @@ def _readable(card: Mapping[str, Any]) -> str:
         for name, side in data["split"].items()
     )
     groups = ", ".join(f"{count} `{name}`" for name, count in features["groups"].items())
+    encoder = _readable_encoder(card.get("encoder"))
     return f"""# Model card: output-length predictor
 
 Predicts the expected number of answer tokens from the prompt and, in a chat, the turns before it. Made for
@@ -141,7 +143,8 @@ ordering requests.
   before it; training, early stopping and calibration have not seen them.
 - Model: {groups} features (text scores: ridge on hashed words and word pairs, out-of-fold in training) into
   {training["trees"]} boosted trees, formulation `{training["formulation"]}`.
-- Reads the first {features["head_chars"]:,} and last {features["tail_chars"]:,} characters of a prompt.
+{encoder}- Reads the first {features["head_chars"]:,} and last {features["tail_chars"]:,} characters
+  of a prompt.
 - History comes from the text itself where it is a chat in a known template (`muserve.conversation`): the
   lengths of the last 8 answers, and what the last turns look like. How long the history is, is not used.
 - Weak: prompts in languages that ShareGPT hardly has; opening prompts, where there is no answer to go by; any
@@ -151,6 +154,21 @@ ordering requests.
 |---|---|---|
 {split}
 {_readable_examples(card.get("examples", {}))}{_readable_metrics(card.get("metrics"))}"""
+
+
+def _readable_encoder(encoder: Mapping[str, Any] | None) -> str:
+    if encoder is None:
+        return ""
+    prompts = encoder["opening_prompts"] + encoder["later_prompts"]
+    taus = ", ".join(map(str, encoder["validation_tau"]))
+    longest = encoder["settings"]["longest_tokens"]
+    name = encoder["pretrained"]
+    return f"""- Encoder: `{name}`, fine-tuned on {prompts:,} prompts of its part of the train side; the
+  trees saw its score on the other part only ({encoder["trees_prompts"]:,} prompts). Reads {longest} tokens of
+  the prompt, a quarter from its beginning, the rest from its end, and no history.
+- Kendall tau of the score alone after each epoch (opening prompts of the validation side): {taus}.
+  Int8 against fp32 scores: tau {encoder["int8_fp32_tau"]} on {encoder["int8_fp32_prompts"]} prompts.
+"""
 
 
 def _readable_examples(examples: Mapping[str, float]) -> str:

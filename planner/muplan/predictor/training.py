@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,14 @@ class Trained:
     quantiles: tuple[float, ...]
     edges: NDArray[np.float64]
     mean_tokens: float
+    more_facts: Mapping[str, Any] = field(default_factory=dict)
+    """Sections of the model card beside the usual ones."""
+
+
+class MoreFeatures(Protocol):
+    """Gives the table with more groups, and more sections of the card."""
+
+    def __call__(self, rows: Rows, table: FeatureTable) -> tuple[FeatureTable, dict[str, Any]]: ...
 
 
 def train(
@@ -47,20 +55,24 @@ def train(
     on_progress: Callable[[str], None] = lambda step: None,
     shuffle_labels: bool = False,
     formulation: str = DEFAULT_FORMULATION,
+    more_features: MoreFeatures | None = None,
 ) -> Trained:
     """Learn from the train side, stop early and calibrate on the validation side; the test side is not used.
 
     ``shuffle_labels`` gives every training and validation prompt another one's answer length: a leak
     check, its predictor must know nothing. Raises InputError when a training library is missing or the
-    formulation cannot be served.
+    formulation cannot be served. ``more_features`` may add groups.
     """
     require_libraries()
     rows = _shuffled(rows, seed) if shuffle_labels else rows
     table = build_feature_table(rows, on_progress)
+    facts: dict[str, Any] = {}
+    if more_features is not None:
+        table, facts = more_features(rows, table)
     on_progress(f"boosted trees, {formulation}")
     fitted = FORMULATIONS[formulation].fit(lesson_of(rows, table, seed))
     on_progress("exporting")
-    return trained_of(rows, table, fitted, formulation)
+    return replace(trained_of(rows, table, fitted, formulation), more_facts=facts)
 
 
 def trained_of(rows: Rows, table: FeatureTable, fitted: Fitted, formulation: str) -> Trained:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from muplan.fitted_table import FittedTable
 from muplan.profile.record import Bucket, Profile, Row
 from muserve.plan import Basis
 
@@ -64,7 +64,7 @@ def _title(profile: Profile) -> Text:
     return Text(text, style="bold")
 
 
-def _bucket_table(profile: Profile) -> Table:
+def _bucket_table(profile: Profile) -> FittedTable:
     table = _table("Buckets", profile)
     table.add_column("phase")
     table.add_column("batch", justify="right")
@@ -76,7 +76,7 @@ def _bucket_table(profile: Profile) -> Table:
     return table
 
 
-def _row_table(profile: Profile, bucket: Bucket, rows: Sequence[Row], what: str, top: int) -> Table:
+def _row_table(profile: Profile, bucket: Bucket, rows: Sequence[Row], what: str, top: int) -> FittedTable:
     groups = sorted(_alike(rows), key=lambda group: -group.count * group.row.latency_ms)
     hidden = sum(group.count for group in groups[top:])
     size = f"batch {bucket.batch}" + (f", {bucket.tokens} tokens" if bucket.tokens else "")
@@ -111,11 +111,11 @@ def _alike(rows: Sequence[Row]) -> Iterator[_Alike]:
     return (_Alike(row=group[0], count=len(group)) for group in groups.values())
 
 
-def _table(title: str, profile: Profile) -> Table:
-    return Table(title=Text(title), title_justify="left", padding=(0, 0), collapse_padding=True)
+def _table(title: str, profile: Profile) -> FittedTable:
+    return FittedTable(title=Text(title), title_justify="left", padding=(0, 0), collapse_padding=True)
 
 
-def _add_figure_columns(table: Table, profile: Profile) -> None:
+def _add_figure_columns(table: FittedTable, profile: Profile) -> None:
     bases = profile.bases
     table.add_column(f"latency\n{bases.latency.value}", justify="right", no_wrap=True)
     if bases.latency is Basis.MODELLED and profile.device is None:

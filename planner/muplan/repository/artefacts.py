@@ -9,6 +9,7 @@
                                           /1/model.onnx           the same on target ngc, with weights
                                           /1/model.json           vLLM engines, target ngc
     <node>/{answers,predictor,weights}/   files the spec names
+    <node>/chat_templates/<model>.json    where the language model brings one
 
 No path inside a file is absolute, so the bytes depend on the spec and its sources only.
 """
@@ -18,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from muplan.repository.chat_template import chat_template_files
 from muplan.repository.contention import oversubscribed_gpus
 from muplan.repository.directory import REPOSITORY_NAME, Artefact
 from muplan.repository.generative import generative_configs
 from muplan.repository.model_config import config_bytes, on_cpu
+from muplan.repository.native_queue import native_configs
 from muplan.repository.single_pass import single_pass_configs
 from muplan.repository.triton_model import TritonModel
 from muplan.repository.vllm import vllm_configs
@@ -44,6 +47,9 @@ def artefacts(
             files.update(_model_files(PurePosixPath(node, REPOSITORY_NAME), triton_model))
             for name, source in triton_model.node_files.items():
                 files[PurePosixPath(node, name)] = source
+        if model.kind is ModelKind.GENERATIVE:
+            for path, content in chat_template_files(sources[model.name].spec, spec_file).items():
+                files[PurePosixPath(node) / path] = content
     return files
 
 
@@ -52,6 +58,8 @@ def _triton_models(
 ) -> Sequence[TritonModel]:
     if model.kind is ModelKind.SINGLE_PASS:
         return single_pass_configs(plan, model, staged, spec_file, crowded)
+    if spec_file.spec.serving.queue == "native":
+        return native_configs(plan, model, staged, spec_file)
     if plan.target == Target.NGC:
         return vllm_configs(plan, model, staged, spec_file)
     return generative_configs(plan, model, staged, spec_file)

@@ -14,8 +14,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
+from muplan.interruption import uninterrupted
 from muserve.errors import InputError
 
 MANIFEST_FILE = "manifest.json"
@@ -59,16 +61,19 @@ def write_directory(directory: Path, files: Mapping[PurePosixPath, Artefact]) ->
     """Write ``files`` as ``directory``, replacing what an earlier call wrote there.
 
     Raises InputError when the directory is not ours to replace or cannot be written; it is then as it
-    was.
+    was, and so it is after a KeyboardInterrupt.
     """
     check_directory(directory)
     target = directory.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        beside = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+        # Uninterrupted until the scratch directory is gone as well: contexts end in reverse order.
+        with ExitStack() as last_step, beside as scratch:
             fresh = Path(scratch, "new")
             fresh.mkdir()
             _write_files(fresh, files)
+            last_step.enter_context(uninterrupted())
             _swap(fresh, target, Path(scratch, "old"))
     except OSError as error:
         raise InputError(f"{directory}: expected a writable directory: {error.strerror or error}") from error

@@ -7,6 +7,9 @@ called directly as well.
 
 from __future__ import annotations
 
+import json
+import math
+
 from muplan.repository.model_config import Instance, Step, Tensor, backend_model, ensemble
 from muplan.repository.triton_model import (
     TritonModel,
@@ -17,9 +20,11 @@ from muplan.repository.triton_model import (
     replica_parameters,
     shim,
 )
-from muplan.spec import SpecFile
-from muplan.staging import StagedModel
-from muserve.plan import ModelPlan, Phase, Plan
+from muplan.spec import Spec, SpecFile
+from muplan.spec_paths import engine_environment, engine_model, engine_name
+from muplan.staging import StagedModel, longest_request
+from muserve.plan import ModelPlan, PartitionPlan, Phase, Plan
+from muserve.queue_order import PARAMETERS_OF
 
 TEXT = Tensor(name="text_input", dtype="STRING", dims=(1,))
 STREAM = Tensor(name="stream", dtype="BOOL", dims=(1,), optional=True)
@@ -40,7 +45,7 @@ def generative_configs(
     """The ensemble that clients call, the predictor and the engine."""
     return (
         _ensemble(model),
-        _predictor(model, spec_file),
+        predictor_model(model, spec_file),
         _engine(plan, model, staged, spec_file),
     )
 
@@ -64,7 +69,8 @@ def _ensemble(model: ModelPlan) -> TritonModel:
     )
 
 
-def _predictor(model: ModelPlan, spec_file: SpecFile) -> TritonModel:
+def predictor_model(model: ModelPlan, spec_file: SpecFile) -> TritonModel:
+    """The length predictor in front of a generative model."""
     engine = model.partitions[0]
     # Order matters when the engine is busy: a token then costs a step with all slots running.
     growth_ms = engine.decode_growth_ms * (model.slots - 1)
@@ -73,7 +79,7 @@ def _predictor(model: ModelPlan, spec_file: SpecFile) -> TritonModel:
         "gpu": gpu_names(model.partitions),
         "const_ms": number(engine.law(Phase.PREFILL).latency_ms),
         "ms_per_token": number(engine.law(Phase.DECODE).latency_ms + growth_ms),
-        "alpha": number(spec_file.spec.predictor.alpha),
+        "alpha": number(spec_file.spec.order_parameters.alpha),
     }
     node_files = {}
     if spec_file.spec.predictor.file is not None:
@@ -96,16 +102,19 @@ def _predictor(model: ModelPlan, spec_file: SpecFile) -> TritonModel:
 
 def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile) -> TritonModel:
     engine = staged.spec.token_engine
+    name = engine_name(staged.spec, spec_file.spec.serving.target)
     partition = model.partitions[0]
     prefill, decode = partition.law(Phase.PREFILL), partition.law(Phase.DECODE)
     parameters = {
         **common_parameters(model),
         **replica_parameters(plan, partition),
-        "engine": "replay",
+        "engine": name,
+        "batching": engine.batching,
         "slots": str(engine.slots),
         "queue_limit": str(engine.queue_limit),
-        "queue_order": spec_file.spec.serving.order,
-        "alpha": number(spec_file.spec.predictor.alpha),
+        "queue_order": spec_file.spec.order,
+        "alpha": number(spec_file.spec.order_parameters.alpha),
+        **_order_parameters(spec_file.spec),
         "prefill_ms": number(prefill.latency_ms),
         "prefill_sensitivity": number(prefill.sensitivity.value),
         "decode_ms": number(decode.latency_ms),
@@ -113,15 +122,19 @@ def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFi
         "decode_ms_per_running_request": number(partition.decode_growth_ms),
         "predictor_model": _predictor_name(model),
     }
+    if engine.max_queue_delay_ms:
+        parameters["max_queue_delay_ms"] = number(engine.max_queue_delay_ms)
+    if name != "replay":
+        parameters |= _loaded(plan, model, staged, spec_file)
     node_files = {}
     if engine.answers is not None:
-        name = f"answers/{model.name}.jsonl"
-        parameters["answers_file"] = name
-        node_files[name] = spec_file.resolve(engine.answers)
+        answers = f"answers/{model.name}.jsonl"
+        parameters["answers_file"] = answers
+        node_files[answers] = spec_file.resolve(engine.answers)
     if staged.spec.tokenizer is not None:
-        name = f"tokenizers/{model.name}.json"
-        parameters["tokenizer_file"] = name
-        node_files[name] = spec_file.resolve(staged.spec.tokenizer)
+        tokenizer = f"tokenizers/{model.name}.json"
+        parameters["tokenizer_file"] = tokenizer
+        node_files[tokenizer] = spec_file.resolve(staged.spec.tokenizer)
     return TritonModel(
         config=backend_model(
             "python",
@@ -138,6 +151,29 @@ def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFi
     )
 
 
+def _loaded(plan: Plan, model: ModelPlan, staged: StagedModel, spec_file: SpecFile) -> dict[str, str]:
+    """What an engine that loads a model is told, and the environment that Triton runs it in."""
+    assert staged.source.llm is not None, "a generative source has an architecture"
+    engine = staged.spec.token_engine
+    parameters = {
+        "engine_model": engine_model(staged.spec, spec_file),
+        "max_model_len": str(longest_request(staged.spec, staged.source.llm)),
+        "gpu_memory_utilization": number(memory_share(plan, model.partitions[0])),
+    }
+    if engine.arguments:
+        parameters["engine_arguments"] = json.dumps(engine.arguments, sort_keys=True)
+    environment = engine_environment(engine, spec_file)
+    if environment is not None:
+        parameters["EXECUTION_ENV_PATH"] = str(environment)
+    return parameters
+
+
+def memory_share(plan: Plan, partition: PartitionPlan) -> float:
+    """The planned share of a GPU's memory, rounded up; vLLM's cache fills what the weights leave of it."""
+    smallest = min(plan.gpu(name).memory_bytes for name in partition.replicas[0].gpus)
+    return math.ceil(partition.memory_bytes / smallest * 1000) / 1000
+
+
 def _predictor_name(model: ModelPlan) -> str:
     return f"{model.name}_length_predictor"
 
@@ -145,3 +181,7 @@ def _predictor_name(model: ModelPlan) -> str:
 def same(*tensors: Tensor) -> dict[str, str]:
     """The tensor map of an ensemble step whose tensors have the names that the ensemble gives them."""
     return {tensor.name: tensor.name for tensor in tensors}
+
+
+def _order_parameters(spec: Spec) -> dict[str, str]:
+    return {name: number(getattr(spec.order_parameters, name)) for name in PARAMETERS_OF[spec.order]}

@@ -9,10 +9,9 @@ outputs that it has on target embedded, and request durations that last until th
 from __future__ import annotations
 
 import json
-import math
 
-from muplan.repository.generative import ANSWER, PUBLIC, same
-from muplan.repository.model_config import Step, backend_model, ensemble
+from muplan.repository.generative import ANSWER, PUBLIC, memory_share, same
+from muplan.repository.model_config import Step, Tensor, backend_model, ensemble
 from muplan.repository.triton_model import (
     TritonModel,
     common_parameters,
@@ -21,12 +20,18 @@ from muplan.repository.triton_model import (
     replica_parameters,
 )
 from muplan.spec import SpecFile
-from muplan.spec_paths import vllm_model
+from muplan.spec_paths import engine_model
 from muplan.staging import StagedModel, longest_request
 from muserve.errors import InputError
-from muserve.plan import ModelPlan, PartitionPlan, Plan
+from muserve.plan import ModelPlan, Plan
 
 ENGINE_FILE = "model.json"
+# Triton's OpenAI-compatible front end sets them with every request to a model of the vLLM kind.
+TOKEN_COUNTS = tuple(
+    Tensor(name=f"return_num_{side}_tokens", dtype="BOOL", dims=(1,), optional=True)
+    for side in ("input", "output")
+)
+VLLM_PUBLIC = (*PUBLIC, *TOKEN_COUNTS)
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _ORDER = "vllm: first come, first served (its backend takes no priority of a request)"
 
@@ -46,15 +51,15 @@ def vllm_configs(
             f"{model.name}: target ngc serves one tensor-parallel replica or any number of replicas with one "
             f"GPU each, the plan has {len(partition.replicas)} replicas, one of {len(wide[0].gpus)} GPUs"
         )
-    return _ensemble(model), _engine(plan, model, staged, vllm_model(staged.spec, spec_file))
+    return _ensemble(model), _engine(plan, model, staged, engine_model(staged.spec, spec_file))
 
 
 def _ensemble(model: ModelPlan) -> TritonModel:
-    step = Step(model=model.partitions[0].name, inputs=same(*PUBLIC), outputs=same(ANSWER))
+    step = Step(model=model.partitions[0].name, inputs=same(*VLLM_PUBLIC), outputs=same(ANSWER))
     return TritonModel(
         config=ensemble(
             model.name,
-            inputs=PUBLIC,
+            inputs=VLLM_PUBLIC,
             outputs=(ANSWER,),
             steps=(step,),
             parameters=common_parameters(model),
@@ -78,7 +83,7 @@ def _engine(plan: Plan, model: ModelPlan, staged: StagedModel, loaded: str) -> T
         config=backend_model(
             "vllm",
             partition.name,
-            inputs=PUBLIC,
+            inputs=VLLM_PUBLIC,
             outputs=(ANSWER,),
             parameters=parameters,
             instances=instances,
@@ -99,14 +104,8 @@ def _engine_arguments(plan: Plan, model: ModelPlan, staged: StagedModel, loaded:
         "tensor_parallel_size": len(partition.replicas[0].gpus),
         "max_num_seqs": model.slots,
         "max_model_len": longest_request(staged.spec, staged.source.llm),
-        "gpu_memory_utilization": _memory_share(plan, partition),
+        "gpu_memory_utilization": memory_share(plan, partition),
         "scheduling_policy": "priority",
         "disable_log_stats": False,
     }
     return (json.dumps(arguments, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _memory_share(plan: Plan, partition: PartitionPlan) -> float:
-    """The planned share of a GPU's memory, rounded up; vLLM's cache fills what the weights leave of it."""
-    smallest = min(plan.gpu(name).memory_bytes for name in partition.replicas[0].gpus)
-    return math.ceil(partition.memory_bytes / smallest * 1000) / 1000

@@ -14,12 +14,13 @@ from muplan.simulator.scenario import (
     SimulatedModel,
     SimulatedStage,
 )
-from muplan.spec import EngineSpec, PredictorSpec
+from muplan.spec import EngineSpec
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part
 from muserve.plan import ModelKind, ModelPlan, PartitionPlan, Plan
+from muserve.queue_order import OrderParameters
 
-DEFAULT_ALPHA = float(PredictorSpec().alpha)
+DEFAULT_ALPHA = OrderParameters().alpha
 
 # How well the shipped length predictor orders held-out prompts (README, measured).
 SHIPPED_PREDICTION_TAU = 0.42

@@ -11,19 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from muplan.load.arrivals import ArrivalLaw
 from muplan.operating import ClusterModel
 from muplan.pipeline import plan_spec
+from muplan.simulator.from_placement import scenario_from_placement
 from muplan.simulator.from_plan import scenario_from_plan
 from muplan.simulator.result import Estimate
 from muplan.simulator.run import simulate
-from muplan.simulator.scenario import (
-    Discipline,
-    Scenario,
-    SimulatedGpu,
-    SimulatedModel,
-    SimulatedStage,
-)
+from muplan.simulator.scenario import Discipline
 from muplan.spec import SpecFile, parse_spec
 from muplan.workload import Demand, Slot, Stage, StageKey
 from muserve.errors import InfeasiblePlanError
@@ -34,7 +28,6 @@ USUAL_PART = "V100-16GB"
 
 # Requests of the model with the fewest: an attainment of 0.99 is then known to about 0.002.
 _REQUESTS = 10_000
-_WARM_UP_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +84,14 @@ def compare_cluster(seed: int, part_name: str = USUAL_PART) -> ClusterComparison
     crowd = max(list(assignment.values()).count(gpu) for gpu in set(assignment.values()))
     demands = tuple(replace(d, rate_rps=d.rate_rps * rng.uniform(0.3, 0.8) / crowd) for d in demands)
     point = ClusterModel(demands, slots).point(assignment, clocks_mhz)
-    result = simulate(_scenario(demands, slots, assignment, clocks_mhz, seed))
+    replicas = {
+        stage.name: ((slots[assignment[m, s]].name,),)
+        for m, demand in enumerate(demands)
+        for s, stage in enumerate(demand.stages)
+    }
+    result = simulate(
+        scenario_from_placement(demands, slots, replicas, clocks_mhz, fewest_requests=_REQUESTS, seed=seed)
+    )
     return ClusterComparison(
         models=tuple(
             Comparison(
@@ -222,44 +222,3 @@ def _law(phase: Phase, latency_ms: float, rng: np.random.Generator, highest_k: f
 
 def _stage(name: str, part: str, *laws: TimeLaw) -> Stage:
     return Stage(name=name, memory_bytes=1, transfer_ms=0.1, laws={part: laws})
-
-
-def _scenario(
-    demands: tuple[Demand, ...],
-    slots: tuple[Slot, ...],
-    assignment: dict[StageKey, int],
-    clocks_mhz: list[int],
-    seed: int,
-) -> Scenario:
-    horizon_s = _REQUESTS / min(demand.rate_rps for demand in demands)
-    return Scenario(
-        gpus=tuple(
-            SimulatedGpu(name=slot.name, part=slot.part, clock_mhz=clock_mhz)
-            for slot, clock_mhz in zip(slots, clocks_mhz, strict=True)
-        ),
-        models=tuple(
-            SimulatedModel(
-                name=demand.name,
-                kind=demand.kind,
-                stages=tuple(
-                    SimulatedStage(
-                        name=stage.name,
-                        laws=stage.laws,
-                        replicas=((slots[assignment[m, s]].name,),),
-                        transfer_ms=stage.transfer_ms,
-                        decode_growth_ms=demand.decode_growth_ms,
-                    )
-                    for s, stage in enumerate(demand.stages)
-                ),
-                load=ArrivalLaw(rate_rps=demand.rate_rps, cv=demand.burstiness_cv),
-                slo_ms=demand.slo_ms,
-                slots=demand.slots,
-                output_tokens=demand.output_tokens,
-                output_cv=demand.output_cv,
-            )
-            for m, demand in enumerate(demands)
-        ),
-        horizon_s=horizon_s,
-        warm_up_s=_WARM_UP_SHARE * horizon_s,
-        seed=seed,
-    )

@@ -1,139 +1,129 @@
-"""``mupower daemon``: the control loop, its edges put together."""
+"""``mupower daemon``: the control loop until a signal says stop, SIGHUP reloading its settings."""
 
 from __future__ import annotations
 
 import logging
-import time
+import os
+import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mupower.clocks import ClockLocks
-from mupower.commands.options import node_option, plan_option
-from mupower.control import LAW_NAMES, law_named
-from mupower.daemon import Charge, Daemon, Timing
-from mupower.exporter import Telemetry, serving
-from mupower.fleet import Fleet, open_fleet
-from mupower.scrape import Endpoints, check_url
+from mupower.actuator import Actuator
+from mupower.control import LAW_NAMES
+from mupower.daemon import Daemon
+from mupower.fleet import open_fleet
+from mupower.notify import ServiceNotifier
+from mupower.service import assembled, check_period
+from mupower.settings import Settings, load_settings
 from mupower.stopping import StopSignals
-from mupower.supervisor import Supervisor
-from muserve.errors import InputError
+from muserve.cli import LogFormat
+from muserve.errors import MuServeError
 
 logger = logging.getLogger(__name__)
 
-_SWITCHES_PER_PERIOD = 5
-"""A period shorter than this many clock switches would judge clocks that are not in force yet."""
-
 
 @click.command()
-@plan_option
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    envvar="MUPOWER_CONFIG",
+    help="YAML file with the settings below (period_s, stale_after_s: with their unit).",
+)
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    help="plan.json, or the directory that `muplan generate` wrote.",
+)
 @click.option(
     "--metrics",
-    "urls",
-    required=True,
     multiple=True,
     metavar="URL",
     help="Triton's metrics endpoint, like http://127.0.0.1:8002/metrics; repeat for several Tritons.",
 )
-@click.option("--law", type=click.Choice(LAW_NAMES), default="miad", show_default=True)
-@click.option("--period", "period_s", default=1.0, show_default=True, help="Seconds between decisions.")
-@node_option
-@click.option("--dry-run", is_flag=True, help="Decide and log, but lock and unlock nothing.")
-@click.option("--listen", default="127.0.0.1:9105", show_default=True, help="Serve own metrics here.")
-@click.option("--no-exporter", is_flag=True, help="Serve no metrics.")
+@click.option("--law", type=click.Choice(LAW_NAMES), help="[default: miad]")
+@click.option(
+    "--period",
+    "period_s",
+    type=float,
+    help="Seconds between decisions. [default: 1, or 5 clock switches if that is longer]",
+)
+@click.option("--node", help="Only the GPUs of this node. [default: every GPU of the plan]")
+@click.option(
+    "--actuator",
+    type=click.Choice([actuator.value for actuator in Actuator]),
+    help="Lock clocks, or limit power where clocks may not be locked. [default: auto]",
+)
+@click.option("--dry-run/--no-dry-run", default=None, help="Decide and log, but lock and unlock nothing.")
+@click.option("--listen", help="Serve own metrics and /healthz here. [default: 127.0.0.1:9105]")
+@click.option("--exporter/--no-exporter", default=None, help="Serve own metrics. [default: exporter]")
 @click.option(
     "--stale-after",
     "stale_after_s",
-    default=5.0,
-    show_default=True,
-    help="Unlock when the last metrics are older than this many seconds.",
+    type=float,
+    help="Unlock when the last metrics are older than this many seconds. [default: 5, or 5 periods]",
 )
-def command(
-    plan_path: Path,
-    urls: tuple[str, ...],
-    law: str,
-    period_s: float,
-    node: str | None,
-    dry_run: bool,
-    listen: str,
-    no_exporter: bool,
-    stale_after_s: float,
-) -> None:
+@click.pass_context
+def command(context: click.Context, /, config_file: Path | None, **flags: Any) -> None:
     """Move GPU clocks to the lowest that keep the SLOs, until a signal says stop.
 
     Clocks are unlocked on every way out: signal, error, stale metrics, even SIGKILL.
+
+    A setting comes from its flag, else from MUPOWER_<SETTING>, else from the --config file, else from its
+    default. SIGHUP reads them and the plan anew; if something is wrong with them, the old ones stay. In a
+    terminal SIGHUP stops the daemon instead.
     """
-    with StopSignals() as stop, ExitStack() as stack:
-        endpoints = Endpoints([check_url(url) for url in dict.fromkeys(urls)], min(1.0, period_s))
-        fleet = open_fleet(plan_path, node)
-        timing = _timing(period_s, stale_after_s, fleet)
-        telemetry = Telemetry(law, dry_run, fleet.gpus)
-        if not no_exporter:
-            stack.enter_context(serving(telemetry, listen))
-        beat = _no_supervisor
-        if not dry_run:
-            beat = stack.enter_context(Supervisor(plan_path, node, timing.lease_s)).beat
-        locks = stack.enter_context(ClockLocks(fleet.gpus, dry_run=dry_run))
-        daemon = Daemon(
-            charges=_charges(fleet),
-            law=law_named(law),
-            locks=locks,
-            fetch=endpoints.fetch,
-            clock=time.monotonic,
-            beat=beat,
-            telemetry=telemetry,
-            timing=timing,
-            dry_run=dry_run,
-        )
-        _announce(fleet, law, timing, dry_run)
+    given = {key: value for key, value in flags.items() if value not in (None, ())}
+
+    def load() -> Settings:
+        return load_settings(given, os.environ, config_file)
+
+    log_format = context.obj if isinstance(context.obj, LogFormat) else LogFormat.TEXT
+    notifier = ServiceNotifier()
+    settings, proven = load(), None
+    with StopSignals(hangup_reloads=not sys.stderr.isatty()) as stop:
+        while True:
+            with ExitStack() as stack:
+                try:
+                    daemon = stack.enter_context(assembled(settings, notifier, log_format))
+                except MuServeError as error:
+                    if proven is None:
+                        raise
+                    logger.error("reload: %s: back to the old settings", error)
+                    settings, proven = proven, None
+                    continue
+                notifier.ready(f"law {settings.law} on {settings.node or 'every node'}")
+                fresh = _run(daemon, stop, load, notifier)
+                if fresh is None:
+                    notifier.stopping()
+                    reason = stop.received.name if stop.received else "asked to stop"
+                    nothing = "nothing was locked" if settings.dry_run else "unlocking every GPU"
+                    logger.info("%s: %s", reason, nothing)
+                    return
+            settings, proven = fresh, settings
+
+
+def _run(
+    daemon: Daemon, stop: StopSignals, load: Callable[[], Settings], notifier: ServiceNotifier
+) -> Settings | None:
+    """Steer until there are new settings, which are returned, or a signal to stop: None."""
+    while True:
         daemon.run(stop.wait)
-        reason = stop.received.name if stop.received else "asked to stop"
-        logger.info("%s: %s", reason, "nothing was locked" if dry_run else "unlocking every GPU")
-
-
-def _timing(period_s: float, stale_after_s: float, fleet: Fleet) -> Timing:
-    slowest = max(fleet.parts.values(), key=lambda part: part.switch_call_ms + part.switch_settle_ms)
-    switch_ms = slowest.switch_call_ms + slowest.switch_settle_ms
-    least_s = _SWITCHES_PER_PERIOD * switch_ms / 1000
-    if not least_s <= period_s <= 3600:
-        raise InputError(
-            f"--period: expected {least_s:g} to 3600 seconds ({_SWITCHES_PER_PERIOD} x the "
-            f"{switch_ms:g} ms a {slowest.name} takes to switch its clock), got {period_s:g}"
-        )
-    if not 2 * period_s <= stale_after_s <= 86400:
-        raise InputError(
-            f"--stale-after: expected at least two periods ({2 * period_s:g} seconds), got {stale_after_s:g}"
-        )
-    return Timing(period_s=period_s, stale_after_s=stale_after_s, lease_s=max(5.0, 3 * period_s))
-
-
-def _charges(fleet: Fleet) -> tuple[Charge, ...]:
-    return tuple(
-        Charge(
-            name=name,
-            gpu=gpu,
-            models=fleet.plan.models_on(name),
-            initial_clock_mhz=fleet.plan.gpu(name).initial_clock_mhz,
-            knee_mhz=fleet.parts[name].knee_mhz,
-            supported_clocks_mhz=gpu.supported_clocks_mhz(),
-        )
-        for name, gpu in fleet.gpus.items()
-    )
-
-
-def _announce(fleet: Fleet, law: str, timing: Timing, dry_run: bool) -> None:
-    virtual = sum(fleet.plan.gpu(name).virtual for name in fleet.gpus)
-    logger.info(
-        "law %s every %g s on %s (%d of %d virtual)%s",
-        law,
-        timing.period_s,
-        ", ".join(fleet.gpus),
-        virtual,
-        len(fleet.gpus),
-        "; dry run: nothing will be locked" if dry_run else "",
-    )
-
-
-def _no_supervisor() -> None:
-    """In a dry run nothing is locked, so nobody has to watch over us."""
+        if stop.received is not None:
+            return None
+        if not stop.take_reload():
+            continue
+        notifier.reloading()
+        try:
+            fresh = load()
+            check_period(fresh, open_fleet(fresh.plan, fresh.node))
+        except MuServeError as error:
+            logger.error("reload: %s: the old settings stay", error)
+            notifier.ready("settings could not be reloaded")
+        else:
+            logger.info("reload: unlocking every GPU and starting over with the new settings")
+            return fresh

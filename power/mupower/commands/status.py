@@ -49,9 +49,13 @@ def rows(fleet: Fleet) -> list[dict[str, Any]]:
         try:
             row |= {"name": gpu.identity.name, "uuid": gpu.identity.uuid}
             row |= asdict(read_gpu(gpu)) | {"top_mhz": gpu.supported_clocks_mhz()[-1]}
+            row["limit_w"] = gpu.power_limits().limit_w
         except GpuError as error:
             row["error"] = str(error)
         found.append(row)
+    for name, problem in fleet.absent.items():
+        models = [model.name for model in fleet.plan.models_on(name)]
+        found.append({"gpu": name, "virtual": False, "models": models, "error": str(problem)})
     return found
 
 
@@ -84,13 +88,13 @@ def _table(fleet: Fleet) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("GPU", "device"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("MHz", "locked", "top", "W", "J", "util"):
+    for heading in ("MHz", "locked", "top", "W", "limit", "J", "util"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("models", overflow="fold")
     for row in rows(fleet):
         models = ", ".join(row["models"])
         if "error" in row:
-            table.add_row(row["gpu"], row.get("name", ""), *[""] * 6, f"{models}: {row['error']}")
+            table.add_row(row["gpu"], row.get("name", ""), *[""] * 7, f"{models}: {row['error']}")
             continue
         table.add_row(
             row["gpu"],
@@ -99,6 +103,7 @@ def _table(fleet: Fleet) -> Table:
             "-" if row["locked_mhz"] is None else str(row["locked_mhz"]),
             str(row["top_mhz"]),
             f"{row['power_w']:.1f}",
+            f"{row['limit_w']:.0f}",
             f"{row['energy_j']:.0f}",
             f"{row['utilisation']:.0%}",
             models,

@@ -69,7 +69,7 @@ class PredictionService:
         except RequestError:
             text = ""
         if not text:
-            self._metrics.increment("mu_fallback_total", reason=Reason.NO_TEXT)
+            self._metrics.increment("mu_fallback_total", tag=Reason.NO_TEXT)
             return None
         try:
             tokens = self._predict(text)
@@ -77,7 +77,7 @@ class PredictionService:
                 raise ValueError(f"the predictor returned {tokens} tokens")
         except Exception:  # whatever fails in there, the request itself must not
             logger.exception("a prediction failed: the request goes first come, first served")
-            self._metrics.increment("mu_fallback_total", reason=Reason.PREDICTION_FAILED)
+            self._metrics.increment("mu_fallback_total", tag=Reason.PREDICTION_FAILED)
             return None
         return _limits(sampling).clip(tokens)
 

@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from mubackend.llm_engine.stop_text import StopText
 from mubackend.sampling import Sampling
 from muserve.errors import InputError
 from muserve.token_pieces import pieces
@@ -89,7 +90,7 @@ class Answers:
         self._split = split
 
     def tokens(self, prompt: str, sampling: Sampling) -> list[str]:
-        """The pieces to generate for ``prompt``, at least one; empty ones are tokens cut by ``stop``."""
+        """The pieces to generate for ``prompt``, at least one; empty ones wait for what ``stop`` says."""
         digest = hashlib.sha256(prompt.encode("utf-8", "replace"))
         recorded = self._recorded.get(digest.hexdigest())
         words = random.Random(digest.digest())
@@ -110,23 +111,14 @@ def limited(answer: list[str], sampling: Sampling, more: Callable[[], Iterator[s
 
 
 def _stopped(answer: list[str], sampling: Sampling) -> list[str]:
-    """Cut before the first stop text that is complete after ``min_tokens`` tokens, as vLLM does."""
-    if not sampling.stop:
-        return answer
-    text = "".join(answer)
-    ends = list(itertools.accumulate(len(piece) for piece in answer))
-    checked_from = ends[sampling.min_tokens - 1] if sampling.min_tokens else 0
-    found = [
-        (at + len(stop), at)
-        for stop in sampling.stop
-        if (at := text.find(stop, max(0, checked_from - len(stop) + 1))) >= 0
-    ]
-    if not found:
-        return answer
-    complete, cut = min(found)
-    last = next(index for index, end in enumerate(ends) if end >= complete)
-    starts = [0, *ends]
-    return [piece[: max(0, cut - start)] for piece, start in zip(answer[: last + 1], starts, strict=False)]
+    stops = StopText(sampling)
+    kept: list[str] = []
+    for piece in answer:
+        kept.append(stops.push(piece))
+        if stops.stopped:
+            return kept
+    kept[-1] += stops.rest()
+    return kept
 
 
 def _babble(words: random.Random) -> Iterator[str]:

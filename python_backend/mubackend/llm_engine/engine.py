@@ -1,9 +1,7 @@
-"""The ``replay`` engine: continuous batching with real requests and real token streams on virtual time.
+"""The engine of a generative model: requests in order of priority in front of an executor.
 
-One thread owns the batch. Before each iteration it takes new requests in, fills free slots with the
-waiting requests of lowest priority, pays their prefill, then runs one decode step in which every
-running request gets one token (iteration-level scheduling: Yu et al. 2022, Orca). Only the time is virtual:
-a ``VirtualGpu`` says how long each iteration takes at the clock in force.
+One thread owns the batch. Before each step it takes new requests in, lets the waiting ones of lowest
+priority join the running ones as the batching allows, and sends on what the executor then makes of them.
 
 A request without a priority waits for ``resolve`` with a prediction; it is served earlier when a slot
 would stay empty otherwise, and first come, first served when none came in time.
@@ -14,20 +12,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mubackend.device import Device
-from mubackend.failure import Code, RequestError
+from mubackend.failure import Code, RequestError, invalid
 from mubackend.length_predictor.service import Prediction
-from mubackend.llm_engine.answers import Answers
+from mubackend.llm_engine.batching import BatchRule
+from mubackend.llm_engine.executor import Executor, Output
 from mubackend.llm_engine.job import Job, Reply
 from mubackend.llm_engine.ledger import Ledger, epoch_ms
-from mubackend.llm_engine.queue import PriorityQueue
 from mubackend.llm_engine.request import GenerationRequest
-from mubackend.llm_engine.settings import EngineSettings, QueueOrder
-from mubackend.metrics import Metrics, Reason
+from mubackend.llm_engine.settings import EngineSettings
+from mubackend.llm_engine.waiting_line import Slots, WaitingLine
+from mubackend.metrics import Metrics
 from muserve.errors import MuServeError
+from muserve.queue_order import Order
 
 logger = logging.getLogger(__name__)
 
@@ -35,27 +34,26 @@ _RUNNING_CHECK_S = 0.05
 _WAITING_CHECK_S = 0.25
 _WAITING_CHECKS = 16
 _SENDERS = 4
+_FORMING_CHECK_S = 0.002  # how exactly a batch that is not full keeps its delay
 _SHUTDOWN = "the server is shutting down"
 
 
-class ReplayEngine:
+class Engine:
     """Serves requests until ``stop``; every accepted request is ended exactly once.
 
     ``submit`` and ``resolve`` may be called from any thread and never block for long. A failure of the
-    virtual GPU or a bug fails all requests of that moment with INTERNAL, and the engine goes on.
+    executor or a bug fails all requests of that moment with INTERNAL, and the engine goes on.
     """
 
     def __init__(
         self,
         settings: EngineSettings,
-        device: Device,
-        answers: Answers,
+        executor: Executor,
         metrics: Metrics,
         now_ms: Callable[[], int] = epoch_ms,
     ) -> None:
         self._settings = settings
-        self._device = device
-        self._answers = answers
+        self._executor = executor
         self._now_ms = now_ms
         self._ledger = Ledger(settings, metrics, now_ms)
         # Shared between threads, guarded by _changed.
@@ -63,15 +61,19 @@ class ReplayEngine:
         self._inbox: list[Job] = []
         self._resolved: list[tuple[Job, Prediction | None]] = []
         self._waiting = 0
+        self._expected_wait_ms = 0.0
         self._arrivals = 0
         self._stopping = False
         # Owned by the worker.
-        self._queue: PriorityQueue[Job] = PriorityQueue()
-        self._undecided: dict[Job, None] = {}
+        self._line = WaitingLine(settings, self._ledger.fell_back)
         self._running: list[Job] = []
-        self._finished_s: float | None = None
-        self._senders = ThreadPoolExecutor(_SENDERS - 1, thread_name_prefix="replay-sender")
-        self._worker = threading.Thread(target=self._work, name="replay-engine", daemon=True)
+        self._unstarted: dict[Job, None] = {}
+        self._batches = BatchRule(
+            batching=settings.batching, slots=executor.capacity, delay_ms=settings.batch_delay_ms
+        )
+        self._executor_has_a_line = executor.capacity > settings.slots
+        self._senders = ThreadPoolExecutor(_SENDERS - 1, thread_name_prefix="engine-sender")
+        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
         """Start the thread that owns the batch."""
@@ -80,8 +82,12 @@ class ReplayEngine:
     def submit(self, request: GenerationRequest, reply: Reply, prediction: Prediction | None) -> Job:
         """Accept one request; without ``prediction``, ``resolve`` must follow with the returned job.
 
-        Raises RequestError (UNAVAILABLE) when the queue is full or the engine stops.
+        Raises RequestError: UNAVAILABLE when the queue is full or the engine stops, INVALID_ARGUMENT when
+        the request tells its true length and the engine does not order by it.
         """
+        terms = request.terms
+        if terms.oracle_tokens is not None and self._settings.queue_order is not Order.ORACLE:
+            raise invalid("sampling_parameters: oracle_tokens: only allowed where serving.order is oracle")
         with self._changed:
             if self._stopping:
                 raise RequestError(Code.UNAVAILABLE, _SHUTDOWN)
@@ -98,14 +104,19 @@ class ReplayEngine:
                 )
                 if prediction is not None:
                     job.take(prediction)
+                if terms.timeout_ms is not None:
+                    left_ms = terms.timeout_ms - max(0, self._now_ms() - job.arrival_ms)
+                    job.expires_s = time.monotonic() + left_ms / 1000
                 self._waiting += 1
                 self._inbox.append(job)
                 self._changed.notify()
+            wait_s = self._expected_wait_ms / 1000
         if full:
-            self._ledger.rejected()
-            limit = self._settings.queue_limit
+            self._ledger.rejected(terms.traffic_class)
             raise RequestError(
-                Code.UNAVAILABLE, f"the queue of {self._settings.model} is full: {limit} requests are waiting"
+                Code.UNAVAILABLE,
+                f"the queue of {self._settings.model} is full: {self._settings.queue_limit} requests are "
+                f"waiting, expected wait {wait_s:.1f} s",
             )
         return job
 
@@ -122,12 +133,14 @@ class ReplayEngine:
             self._changed.notify()
         self._worker.join()
         self._senders.shutdown()
+        self._executor.close()
 
     def _work(self) -> None:
         while True:
             try:
                 if not self._collect():
                     break
+                self._drop_expired()
                 self._drop_cancelled()
                 self._admit()
                 self._iterate()
@@ -144,49 +157,47 @@ class ReplayEngine:
         with self._changed:
             while not (self._stopping or self._inbox or self._has_work()):
                 self._report_load()
-                self._finished_s = None
+                self._executor.idle()
                 self._resolved.clear()  # of jobs that have ended
                 self._changed.wait()
+            slots = self._slots()
             # Under the lock, so that a job is always in one of the places where _fail_all looks.
             for job in self._inbox:
-                self._enqueue(job)
+                self._line.add(job, slots)
             self._inbox = []
             resolved, self._resolved = self._resolved, []
             stopping = self._stopping
         for job, prediction in resolved:
-            self._decide(job, prediction)
-        now_s = time.monotonic()
-        for job in [job for job in self._undecided if job.undecided_until_s <= now_s]:
-            self._fall_back(job, Reason.PREDICTOR_LATE)
+            self._line.decide(job, prediction, slots)
+        self._line.give_up_predictions(time.monotonic(), slots)
+        self._expected_wait_ms = self._line.expected_wait_ms(slots)
         return not stopping
 
+    def _slots(self) -> Slots:
+        left_ms = self._ledger.left_ms(self._running)
+        return Slots(free=self._settings.slots - len(self._running), left_ms=left_ms)
+
     def _has_work(self) -> bool:
-        return bool(self._queue or self._undecided or self._running)
+        return bool(self._line or self._running)
 
-    def _decide(self, job: Job, prediction: Prediction | None) -> None:
-        if job in self._undecided:
-            if prediction is None:
-                self._fall_back(job, Reason.PREDICTOR_FAILED)
-            else:
-                job.take(prediction)
-                self._enqueue(job)
-                del self._undecided[job]
-        elif prediction is not None and job.priority is None:
-            job.predicted_tokens = prediction.predicted_tokens  # too late for the order, not for the backlog
+    def _drop_expired(self) -> None:
+        now_s = time.monotonic()
+        for job in self._line.expired(now_s):
+            self._leave_line()
+            self._end_expired(job)
+        for job in [job for job in self._running if job.expires_s <= now_s]:
+            self._stop_running(job)
+            self._end_expired(job)
 
-    def _fall_back(self, job: Job, reason: Reason) -> None:
-        self._ledger.fell_back(reason)
-        job.priority = self._settings.fallback_key(job.arrival_ms)
-        self._enqueue(job)
-        del self._undecided[job]
+    def _stop_running(self, job: Job) -> None:
+        self._running.remove(job)
+        self._executor.cancel(job)
+        self._have_started([job])
 
-    def _enqueue(self, job: Job) -> None:
-        if self._settings.queue_order is QueueOrder.FCFS:
-            self._queue.push(job, 0, job.number)
-        elif job.priority is None:
-            self._undecided[job] = None
-        else:
-            self._queue.push(job, job.priority, job.number)
+    def _end_expired(self, job: Job) -> None:
+        self._ledger.timed_out(job)
+        timeout_ms = job.request.terms.timeout_ms
+        self._end(job, Code.UNAVAILABLE, f"the request's timeout of {timeout_ms:g} ms is over")
 
     def _drop_cancelled(self) -> None:
         """Ask Triton, which costs a message for each question, seldom enough not to slow the batch."""
@@ -194,15 +205,13 @@ class ReplayEngine:
         for job in [job for job in self._running if job.check_cancelled_s <= now_s]:
             job.check_cancelled_s = now_s + _RUNNING_CHECK_S
             if self._is_gone(job):
-                self._running.remove(job)
+                self._stop_running(job)
                 self._end_cancelled(job)
-        waiting = (job for line in (self._queue, self._undecided) for job in line)
-        due = [job for job in waiting if job.check_cancelled_s <= now_s]
+        due = [job for job in self._line if job.check_cancelled_s <= now_s]
         for job in due[:_WAITING_CHECKS]:
             job.check_cancelled_s = now_s + _WAITING_CHECK_S
             if self._is_gone(job):
-                if not self._queue.remove(job):
-                    del self._undecided[job]
+                self._line.remove(job)
                 self._leave_line()
                 self._end_cancelled(job)
 
@@ -221,56 +230,78 @@ class ReplayEngine:
         with self._changed:
             self._waiting -= 1
 
-    def _next_waiting(self) -> Job | None:
-        if self._queue:
-            return self._queue.pop()
-        if self._undecided:
-            job = next(iter(self._undecided))
-            del self._undecided[job]
-            return job
-        return None
-
     def _admit(self) -> None:
-        """Fill the free slots and pay the prefill of what came in."""
+        """Let as many waiting jobs join as the batching allows."""
+        if not self._line:
+            return
         admitted: list[Job] = []
-        while len(self._running) < self._settings.slots and (job := self._next_waiting()) is not None:
-            self._leave_line()
+        for _ in range(self._room()):
+            # A slot that would stay empty is not kept from a job that waits for its prediction.
+            job = self._line.next(self._now_ms(), undecided=len(self._running) < self._settings.slots)
+            if job is None:
+                break
             self._running.append(job)
+            self._unstarted[job] = None
             job.check_cancelled_s = min(job.check_cancelled_s, time.monotonic() + _RUNNING_CHECK_S)
-            job.tokens = self._answers.tokens(job.request.prompt, job.request.sampling)
             admitted.append(job)
+        if not self._executor_has_a_line:
+            self._have_started(admitted)
         if admitted:
-            self._spend(self._settings.prefill_ms * len(admitted), self._settings.prefill_sensitivity)
+            self._executor.admit(admitted)
+        elif not self._running:
+            self._wait_for_more()
+
+    def _room(self) -> int:
+        waited_ms = 0
+        if not self._running:
+            waited_ms = self._now_ms() - min(job.arrival_ms for job in self._line)
+        return self._batches.room(len(self._running), len(self._line), waited_ms)
+
+    def _have_started(self, jobs: Iterable[Job]) -> None:
+        """Jobs that the executor has admitted, and lets wait no longer."""
+        for job in jobs:
+            if job in self._unstarted:
+                del self._unstarted[job]
+                job.started_s = time.monotonic()
+                self._leave_line()
+                self._ledger.started(job)
+
+    def _wait_for_more(self) -> None:
+        with self._changed:
+            if not (self._stopping or self._inbox or self._resolved):
+                self._changed.wait(_FORMING_CHECK_S)
 
     def _iterate(self) -> None:
-        """One decode step: a token for every running request."""
+        """One step of the executor, and its outputs to the clients."""
         if self._ledger.load_is_due():
             self._report_load()
         if not self._running:
             return
-        self._spend(self._settings.step_ms(len(self._running)), self._settings.decode_sensitivity)
+        outputs = self._executor.step()
+        self._have_started(output.job for output in outputs)
         # Sending waits for Triton to take each token: several senders wait at the same time.
-        shares = [self._running[place::_SENDERS] for place in range(_SENDERS)]
-        others = [self._senders.submit(_step_all, share) for share in shares[1:] if share]
-        results = [*_step_all(shares[0]), *(result for other in others for result in other.result())]
-        self._running = [job for job, error in results if error is None and not job.ended]
-        for job, error in results:
-            if error is not None:  # one client's channel; the others go on
+        shares = [outputs[place::_SENDERS] for place in range(_SENDERS)]
+        others = [self._senders.submit(_deliver_all, share) for share in shares[1:] if share]
+        results = [*_deliver_all(shares[0]), *(result for other in others for result in other.result())]
+        for output, error in results:
+            job = output.job
+            if output.failure is not None:
+                if output.failure.code is not Code.INVALID_ARGUMENT:
+                    self._ledger.failed(job)
+                self._end(job, output.failure.code, str(output.failure))
+            elif error is not None:  # one client's channel; the others go on
                 logger.warning("a response could not be sent: %s", error)
-                self._ledger.failed()
+                self._ledger.failed(job)
+                self._executor.cancel(job)
                 self._end(job, Code.INTERNAL, "a response could not be sent")
             elif job.ended:
                 self._ledger.completed(job)
-
-    def _spend(self, latency_ms: float, sensitivity: float) -> None:
-        if not latency_ms:  # an engine without a GPU behind it, to measure the rest
-            return
-        # Sending tokens overlaps with the next step on a real GPU, hence not_before_s.
-        run = self._device.run(latency_ms, sensitivity, not_before_s=self._finished_s)
-        self._finished_s = run.finished_s
+                self._line.served(job, 1000 * (time.monotonic() - job.started_s))
+        self._running = [job for job in self._running if not job.ended]
 
     def _report_load(self) -> None:
-        self._ledger.load([*self._queue, *self._undecided], self._running)
+        started = [job for job in self._running if job not in self._unstarted]
+        self._ledger.load([*self._line, *self._unstarted], started, self._line.pace)
 
     def _end(self, job: Job, code: Code, message: str) -> None:
         try:
@@ -280,24 +311,27 @@ class ReplayEngine:
 
     def _fail_all(self, code: Code, message: str) -> None:
         with self._changed:
-            jobs = [*self._running, *self._queue, *self._undecided, *self._inbox]
+            jobs = [*self._running, *self._line.clear(), *self._inbox]
             self._inbox = []
             self._waiting = 0
-        self._running, self._queue, self._undecided = [], PriorityQueue(), {}
+        for job in self._running:
+            self._executor.cancel(job)
+        self._running, self._unstarted = [], {}
         for job in jobs:
             if not job.ended:
-                self._ledger.failed()
+                self._ledger.failed(job)
                 self._end(job, code, message)
         self._report_load()
 
 
-def _step_all(jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
-    """One token for each job, and the error of each that could not be sent."""
-    results: list[tuple[Job, Exception | None]] = []
-    for job in jobs:
+def _deliver_all(outputs: Sequence[Output]) -> list[tuple[Output, Exception | None]]:
+    """Send each output on; with the error of each that could not be sent."""
+    results: list[tuple[Output, Exception | None]] = []
+    for output in outputs:
         try:
-            job.step()
-            results.append((job, None))
+            if output.failure is None:
+                output.job.deliver(output.text, output.tokens, final=output.final)
+            results.append((output, None))
         except Exception as error:
-            results.append((job, error))
+            results.append((output, error))
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,8 +28,10 @@ class Reply(Protocol):
 class Job:
     """A request, its reply, and how far it has come.
 
-    ``number`` counts requests in order of arrival. ``tokens`` is the answer, empty until the job gets a
-    slot; ``sent`` of them have been generated. ``predicted_tokens`` is 0 while unknown.
+    ``number`` counts requests in order of arrival. ``sent`` tokens of the answer have been generated.
+    ``predicted_tokens`` is 0 while unknown. ``expires_s`` is when its time is up, ``started_s`` when it
+    got its slot (monotonic clock). From the waiting line: ``key_ms``, by which it was ordered; ``wait_ms``
+    until it got a slot; ``promoted``: before a request that was predicted to be shorter.
     """
 
     request: GenerationRequest
@@ -38,10 +41,16 @@ class Job:
     undecided_until_s: float
     priority: int | None = None
     predicted_tokens: float = 0.0
-    tokens: list[str] = field(default_factory=list)
     sent: int = 0
+    unsent: list[str] = field(default_factory=list)
     ended: bool = False
     check_cancelled_s: float = 0.0
+    expires_s: float = math.inf
+    started_s: float = 0.0
+    service_ms: float = 0.0
+    key_ms: float | None = None
+    wait_ms: float = 0.0
+    promoted: bool = False
 
     def take(self, prediction: Prediction) -> None:
         """Use a prediction; the arrival is the earlier of the two known ones."""
@@ -49,19 +58,18 @@ class Job:
         self.predicted_tokens = prediction.predicted_tokens
         self.arrival_ms = min(self.arrival_ms, prediction.arrival_ms)
 
-    def step(self) -> bool:
-        """Generate the next token and send what the client should get now; True when it was the last."""
-        piece = self.tokens[self.sent]
-        self.sent += 1
-        last = self.sent == len(self.tokens)
+    def deliver(self, text: str, tokens: int, *, final: bool) -> None:
+        """Send what the client should get now of ``tokens`` more tokens; ``final`` ends the job."""
+        self.sent += tokens
         if self.request.stream:
-            self.ended = last
-            self.reply.send(piece, final=last)
-        elif last:
+            self.ended = final
+            self.reply.send(text, final=final)
+            return
+        self.unsent.append(text)
+        if final:
             self.ended = True
             start = self.request.prompt if self.request.prepend_prompt else ""
-            self.reply.send(start + "".join(self.tokens), final=True)
-        return last
+            self.reply.send(start + "".join(self.unsent), final=True)
 
     def fail(self, code: Code, message: str) -> None:
         """End the job with an error, unless it has ended."""

@@ -17,19 +17,17 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from mubackend.device import open_virtual_gpus
 from mubackend.failure import Code, RequestError, invalid
 from mubackend.length_predictor.service import Prediction
-from mubackend.llm_engine.answers import Answers, read_answers, tokenizer_split
-from mubackend.llm_engine.engine import ReplayEngine
+from mubackend.llm_engine.engine import Engine
+from mubackend.llm_engine.executors import open_executor
 from mubackend.llm_engine.job import Job
 from mubackend.llm_engine.ledger import METRICS
 from mubackend.llm_engine.request import GenerationRequest, parse_request
 from mubackend.llm_engine.settings import read_engine_settings
 from mubackend.metrics import open_metrics, slo_buckets_ms
-from mubackend.settings import Settings, read_settings
+from mubackend.settings import read_settings
 from mubackend.tensors import one_number, one_text
-from muserve.token_pieces import pieces
 
 # How long a replica that has taken a request leaves the next one to the others.
 _TURN_S = 0.002
@@ -45,11 +43,13 @@ class TritonPythonModel:
         self._turn_s = _TURN_S if settings.replicas > 1 else 0.0
         self._settings = read_engine_settings(settings)
         self._predictor_model = settings.text("predictor_model")
-        answers = _read_answers(settings)
         labels = {"model": settings.text("muserve_model"), "gpu": settings.gpu}
         buckets = {"mu_request_latency_ms": slo_buckets_ms(self._settings.slo_ms)}
         metrics = open_metrics(pb_utils, METRICS, labels, buckets)
-        self._engine = ReplayEngine(self._settings, open_virtual_gpus(settings), answers, metrics)
+        # Triton pins an instance to a GPU but leaves the choice of device to the model.
+        cuda_device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        executor = open_executor(settings, self._settings, metrics, cuda_device)
+        self._engine = Engine(self._settings, executor, metrics)
         self._engine.start()
         self._questions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor-question")
 
@@ -81,6 +81,7 @@ class TritonPythonModel:
             exclude_input_in_output=None if excluded is None else bool(excluded),
             sampling_parameters=request.parameters() if sampling is None else sampling,
             max_prompt_bytes=self._settings.max_prompt_bytes,
+            triton_timeout_us=request.timeout(),
         )
         prediction = _given_prediction(request)
         job = self._engine.submit(generation, reply, prediction)
@@ -128,15 +129,6 @@ class _TritonReply:
 
     def cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
-
-
-def _read_answers(settings: Settings) -> Answers:
-    recorded = settings.text("answers_file", "")
-    tokenizer = settings.text("tokenizer_file", "")
-    return Answers(
-        read_answers(settings.node_dir / recorded) if recorded else {},
-        tokenizer_split(settings.node_dir / tokenizer) if tokenizer else pieces,
-    )
 
 
 def _given_prediction(request: Any) -> Prediction | None:

@@ -13,10 +13,10 @@ class PriorityQueue(Generic[Item]):
     """A heap whose items can also be taken out of the middle. Not safe for threads."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Item]] = []
+        self._heap: list[tuple[float, int, Item]] = []
         self._waiting: dict[Item, None] = {}
 
-    def push(self, item: Item, key: int, number: int) -> None:
+    def push(self, item: Item, key: float, number: int) -> None:
         """Add an item; ``number`` is its place among items of equal ``key`` and must be unique."""
         heapq.heappush(self._heap, (key, number, item))
         self._waiting[item] = None
@@ -28,6 +28,12 @@ class PriorityQueue(Generic[Item]):
             if item in self._waiting:
                 del self._waiting[item]
                 return item
+
+    def lowest_key(self) -> float:
+        """The key of the next item; IndexError when there is none."""
+        while self._heap[0][2] not in self._waiting:
+            heapq.heappop(self._heap)
+        return self._heap[0][0]
 
     def remove(self, item: Item) -> bool:
         """Take out one item, wherever it is; False when it is not waiting."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mubackend.failure import invalid
 from mubackend.sampling import Sampling, parse_sampling
+from mubackend.terms import Terms, parse_terms
 
 DEFAULT_MAX_PROMPT_BYTES = 262_144
 
@@ -18,6 +19,7 @@ class GenerationRequest:
     stream: bool
     prepend_prompt: bool
     sampling: Sampling
+    terms: Terms = field(default_factory=Terms)
 
 
 def parse_request(
@@ -27,6 +29,7 @@ def parse_request(
     exclude_input_in_output: bool | None,
     sampling_parameters: str,
     max_prompt_bytes: int = DEFAULT_MAX_PROMPT_BYTES,
+    triton_timeout_us: int = 0,
 ) -> GenerationRequest:
     """Check one request.
 
@@ -46,4 +49,5 @@ def parse_request(
         stream=stream,
         prepend_prompt=not stream and not exclude_input_in_output,
         sampling=parse_sampling(sampling_parameters),
+        terms=parse_terms(sampling_parameters, triton_timeout_us),
     )

@@ -25,9 +25,9 @@ BAD_CALLS: list[Callable[[Metrics], None]] = [
     lambda metrics: metrics.increment("mu_rejected_total", math.nan),
     lambda metrics: metrics.increment("mu_no_such_total"),
     lambda metrics: metrics.increment("mu_queue_length"),
-    lambda metrics: metrics.increment("mu_rejected_total", reason="tired"),
+    lambda metrics: metrics.increment("mu_rejected_total", tag="tired"),
     lambda metrics: metrics.increment("mu_fallback_total"),
-    lambda metrics: metrics.increment("mu_fallback_total", reason="tired"),
+    lambda metrics: metrics.increment("mu_fallback_total", tag="tired"),
     lambda metrics: metrics.set("mu_queue_length", -1.0),
     lambda metrics: metrics.set("mu_rejected_total", 1.0),
     lambda metrics: metrics.observe("mu_request_latency_ms", math.inf),
@@ -92,8 +92,8 @@ def test_a_bad_call_raises_in_tests_and_never_reaches_triton(call: Callable[[Met
 def test_every_series_exists_from_the_start_and_once() -> None:
     pb_utils = fake_pb_utils()
     metrics = open_metrics(pb_utils, tuple(CATALOGUE), {"model": "m", "gpu": "n/gpu0"})
-    metrics.increment("mu_fallback_total", reason=Reason.PREDICTOR_LATE)
-    metrics.increment("mu_fallback_total", reason=Reason.PREDICTOR_LATE)
+    metrics.increment("mu_fallback_total", tag=Reason.PREDICTOR_LATE)
+    metrics.increment("mu_fallback_total", tag=Reason.PREDICTOR_LATE)
     metrics.set("mu_queue_length", 3)
     metrics.observe("mu_request_latency_ms", 12.0)
     values = {

@@ -1,25 +1,33 @@
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mubackend.device import Device
 from mubackend.failure import Code, RequestError
 from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.answers import Answers
-from mubackend.llm_engine.engine import ReplayEngine
+from mubackend.llm_engine.batching import Batching
+from mubackend.llm_engine.engine import Engine
+from mubackend.llm_engine.ledger import epoch_ms
+from mubackend.llm_engine.replay import ReplayExecutor
 from mubackend.llm_engine.request import GenerationRequest
-from mubackend.llm_engine.settings import EngineSettings, QueueOrder
+from mubackend.llm_engine.settings import EngineSettings
+from mubackend.llm_engine.virtual_time import VirtualTime
 from mubackend.metrics import Reason, RecordedMetrics
 from mubackend.sampling import Sampling
+from mubackend.terms import Terms
 from muserve.errors import GpuLostError
 from muserve.gpu.virtual import VirtualGpu, VirtualRun
+from muserve.queue_order import Order, OrderParameters, TrafficClass
 
 ARRIVAL_MS = 1_700_000_000_000
 
@@ -88,8 +96,19 @@ def engine_settings(**changes: object) -> EngineSettings:
         "decode_ms_per_running_request": 1.0,
         "decode_sensitivity": 0.1,
         "slo_ms": 1000.0,
+        "queue_order": Order.AGING,
     }
     return EngineSettings(**(values | changes))  # type: ignore[arg-type]
+
+
+def replay_engine(
+    settings: EngineSettings,
+    device: Device,
+    metrics: RecordedMetrics,
+    now_ms: Callable[[], int] = epoch_ms,
+) -> Engine:
+    executor = ReplayExecutor(settings.slots, VirtualTime(settings, device), Answers({}))
+    return Engine(settings, executor, metrics, now_ms)
 
 
 def request(tokens: int, *, stream: bool = True) -> GenerationRequest:
@@ -103,7 +122,7 @@ def predicted(priority: int, tokens: float = 3.0) -> Prediction:
 
 @dataclass
 class Rig:
-    engine: ReplayEngine
+    engine: Engine
     device: StepDevice
     metrics: RecordedMetrics
 
@@ -117,9 +136,7 @@ def make() -> Iterator[Callable[..., Rig]]:
 
     def start(**changes: object) -> Rig:
         device, metrics = StepDevice(), RecordedMetrics()
-        engine = ReplayEngine(
-            engine_settings(**changes), device, Answers({}), metrics, lambda: ARRIVAL_MS + 500
-        )
+        engine = replay_engine(engine_settings(**changes), device, metrics, lambda: ARRIVAL_MS + 500)
         engine.start()
         rigs.append(Rig(engine, device, metrics))
         return rigs[-1]
@@ -178,10 +195,10 @@ def test_running_requests_share_each_step(make: Callable[..., Rig]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "expected"), [(QueueOrder.SSJF, ["d", "b", "a", "c"]), (QueueOrder.FCFS, ["a", "b", "c", "d"])]
+    ("order", "expected"), [(Order.AGING, ["d", "b", "a", "c"]), (Order.FCFS, ["a", "b", "c", "d"])]
 )
 def test_waiting_requests_get_their_slots_in_order(
-    make: Callable[..., Rig], order: QueueOrder, expected: list[str]
+    make: Callable[..., Rig], order: Order, expected: list[str]
 ) -> None:
     rig = make(slots=1, queue_order=order, queue_limit=10)
     occupy(rig, slots=1)
@@ -200,7 +217,9 @@ def test_a_full_queue_refuses_at_once(make: Callable[..., Rig]) -> None:
     replies = [RecordedReply(str(number)) for number in range(2)]
     for reply in replies:
         rig.engine.submit(request(1), reply, predicted(1))
-    with pytest.raises(RequestError, match="the queue of llm is full: 2 requests are waiting") as caught:
+    with pytest.raises(
+        RequestError, match="the queue of llm is full: 2 requests are waiting, expected wait"
+    ) as caught:
         rig.engine.submit(request(1), RecordedReply(), predicted(0))
     assert caught.value.code is Code.UNAVAILABLE
     assert rig.metrics.total("mu_rejected_total") == rig.metrics.total("mu_slo_missed_total") == 1
@@ -262,11 +281,11 @@ def test_predictions_order_what_waits(make: Callable[..., Rig]) -> None:
     assert log == ["b", "c", "a"]
 
 
-@pytest.mark.parametrize(("ignores_arrival", "expected"), [(False, ["b", "a"]), (True, ["a", "b"])])
+@pytest.mark.parametrize(("alpha", "expected"), [(2.0, ["b", "a"]), (math.inf, ["a", "b"])])
 def test_a_failed_prediction_is_first_come_first_served(
-    make: Callable[..., Rig], ignores_arrival: bool, expected: list[str]
+    make: Callable[..., Rig], alpha: float, expected: list[str]
 ) -> None:
-    rig = make(slots=1, ignores_arrival=ignores_arrival)
+    rig = make(slots=1, order_parameters=OrderParameters(alpha=alpha))
     occupy(rig, slots=1)
     log: list[str] = []
     failed, known = RecordedReply("a", log), RecordedReply("b", log)
@@ -368,7 +387,7 @@ def test_backlog_is_what_all_slots_together_have_to_do(make: Callable[..., Rig])
 )
 def test_every_request_is_answered_exactly_once(plans: list[tuple[int, int, bool]], slots: int) -> None:
     device, metrics = StepDevice(), RecordedMetrics()
-    engine = ReplayEngine(engine_settings(slots=slots, queue_limit=100), device, Answers({}), metrics)
+    engine = replay_engine(engine_settings(slots=slots, queue_limit=100), device, metrics)
     engine.start()
     device.permits.release(10_000)
     replies = []
@@ -384,7 +403,7 @@ def test_every_request_is_answered_exactly_once(plans: list[tuple[int, int, bool
 
 def test_on_a_virtual_gpu_an_answer_takes_prefill_and_its_tokens(tmp_path: Path) -> None:
     gpu = VirtualGpu.create(tmp_path / "a.vgpu", "V100-16GB", 0, "VGPU-a-0")
-    engine = ReplayEngine(engine_settings(prefill_ms=30.0), gpu, Answers({}), RecordedMetrics())
+    engine = replay_engine(engine_settings(prefill_ms=30.0), gpu, RecordedMetrics())
     engine.start()
     started_s, reply = time.monotonic(), RecordedReply()
     engine.submit(request(20), reply, predicted(1))
@@ -393,3 +412,93 @@ def test_on_a_virtual_gpu_an_answer_takes_prefill_and_its_tokens(tmp_path: Path)
     engine.stop()
     assert gpu.busy_s() == pytest.approx(0.23, rel=0.02)
     assert 0.22 < took_s < 1.0
+
+
+def test_a_timeout_ends_waiting_and_running_requests(make: Callable[..., Rig]) -> None:
+    rig, running, waiting = make(slots=1), RecordedReply("running"), RecordedReply("waiting")
+    patient = RecordedReply("patient")
+    limited = replace(request(100_000), terms=Terms(timeout_ms=650.0, traffic_class=TrafficClass.BATCH))
+    rig.engine.submit(limited, running, predicted(0))
+    until(lambda: bool(rig.engine._running))
+    rig.engine.submit(replace(request(1), terms=Terms(timeout_ms=520.0)), waiting, predicted(1))
+    rig.engine.submit(request(1), patient, predicted(2))
+    time.sleep(0.05)
+    rig.let(2)
+    finish(waiting)
+    assert waiting.text == "UNAVAILABLE: the request's timeout of 520 ms is over"
+    assert not running.ended.is_set()
+    time.sleep(0.15)
+    rig.let(3)
+    finish(running, patient)
+    assert running.responses[-1] == ("UNAVAILABLE: the request's timeout of 650 ms is over", True)
+    assert rig.metrics.total("mu_timed_out_total") == 2
+    assert rig.metrics.total("mu_class_slo_missed_total", "batch") == 1
+    assert rig.metrics.total("mu_class_slo_missed_total", "standard") == 1
+
+
+def test_each_decision_is_counted(make: Callable[..., Rig]) -> None:
+    rig = make(slots=1, queue_order=Order.FCFS)
+    occupy(rig, slots=1)
+    replies = [RecordedReply(), RecordedReply()]
+    for reply, tokens in zip(replies, (90.0, 9.0), strict=True):
+        rig.engine.submit(request(1), reply, predicted(1, tokens))
+    rig.let(100)
+    finish(*replies)
+    until(lambda: rig.metrics.total("mu_class_slo_met_total", "standard") == 3)
+    assert rig.metrics.total("mu_decisions_total", "standard") == 3
+    assert rig.metrics.total("mu_promoted_total") == 1
+    assert rig.metrics.observations["mu_decision_predicted_tokens"] == [3.0, 90.0, 9.0]
+    assert rig.metrics.observations["mu_wait_ms"] == [500.0] * 3
+    assert rig.metrics.observations["mu_prediction_error_tokens"] == [2.0, 89.0, 8.0]
+
+
+def test_a_told_length_is_refused_unless_it_is_an_experiment(make: Callable[..., Rig]) -> None:
+    told = replace(request(1), terms=Terms(oracle_tokens=5.0))
+    with pytest.raises(RequestError, match=r"only allowed where serving\.order is oracle") as caught:
+        make().engine.submit(told, RecordedReply(), predicted(1))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    rig, reply = make(queue_order=Order.ORACLE), RecordedReply()
+    rig.engine.submit(told, reply, predicted(1))
+    rig.let(10)
+    finish(reply)
+
+
+def test_a_dynamic_batch_runs_to_its_end_before_the_next_begins(make: Callable[..., Rig]) -> None:
+    rig = make(batching=Batching.DYNAMIC, queue_limit=9)
+    log: list[str] = []
+    replies = [RecordedReply(name, log) for name in ("short", "long", "next")]
+    for priority, (tokens, reply) in enumerate(zip((1, 3, 1), replies, strict=True)):
+        rig.engine.submit(request(tokens), reply, predicted(priority))
+    rig.let(100)
+    finish(*replies)
+    # The slot of "short" stays empty while "long" goes on alone.
+    decodes = [latency_ms for latency_ms, sensitivity in rig.device.runs if sensitivity == 0.1]
+    assert sorted(decodes) in ([10.0, 10.0, 10.0, 11.0], [10.0, 10.0, 10.0, 10.0, 10.0])
+    assert log.index("long") < log.index("next")
+
+
+def test_one_at_a_time_never_shares_a_step(make: Callable[..., Rig]) -> None:
+    rig = make(batching=Batching.NONE, slots=1, queue_limit=9)
+    replies = [RecordedReply() for _ in range(3)]
+    for reply in replies:
+        rig.engine.submit(request(2), reply, predicted(0))
+    rig.let(100)
+    finish(*replies)
+    assert rig.device.runs == [(7.0, 0.9), (10.0, 0.1), (10.0, 0.1)] * 3
+
+
+def test_a_batch_that_is_not_full_waits_no_longer_than_its_delay(make: Callable[..., Rig]) -> None:
+    device, metrics = StepDevice(), RecordedMetrics()
+    settings = engine_settings(batching=Batching.DYNAMIC, batch_delay_ms=100.0, slots=4)
+    engine = replay_engine(settings, device, metrics)
+    engine.start()
+    device.permits.release(100)
+    replies = [RecordedReply(), RecordedReply()]
+    started_s = time.monotonic()
+    for reply in replies:
+        now_ms = epoch_ms()
+        engine.submit(request(1), reply, Prediction(predicted_tokens=1.0, priority=1, arrival_ms=now_ms))
+    finish(*replies)
+    engine.stop()
+    assert time.monotonic() - started_s >= 0.09
+    assert device.runs == [(14.0, 0.9), (11.0, 0.1)], "both are in one batch"

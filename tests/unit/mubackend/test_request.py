@@ -64,7 +64,31 @@ def test_a_prompt_of_a_megabyte_is_refused_by_default() -> None:
 def test_sampling_has_defaults() -> None:
     expected = Sampling(max_tokens=DEFAULT_MAX_TOKENS, min_tokens=0, ignore_eos=False, stop=())
     assert parse_sampling("") == parse_sampling("{}") == expected
-    assert parse_sampling('{"max_tokens": null, "temperature": 0.7, "seed": 3}') == expected
+    assert parse_sampling('{"max_tokens": null}') == expected
+
+
+def test_how_tokens_are_chosen_is_read_and_what_is_unknown_kept() -> None:
+    text = '{"temperature": "0.7", "top_p": 0.9, "top_k": -1, "seed": "3", "min_p": 0.1}'
+    expected = Sampling(temperature=0.7, top_p=0.9, top_k=0, seed=3, others={"min_p": 0.1})
+    assert parse_sampling(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"temperature": -1}', "temperature: expected a number from 0 to 100, got -1"),
+        ('{"temperature": true}', "temperature: expected a number from 0 to 100, got true"),
+        ('{"temperature": NaN}', "temperature: expected a number from 0 to 100, got NaN"),
+        ('{"top_p": 1.5}', "top_p: expected a number from 0 to 1, got 1.5"),
+        ('{"top_p": 0}', "top_p: expected a number above 0, got 0"),
+        ('{"top_k": -2}', "top_k: expected a whole number from -1 to 1000000, got -2"),
+        ('{"seed": "x"}', 'seed: expected a whole number from 0 to 9223372036854775807, got "x"'),
+    ],
+)
+def test_a_wrong_choice_of_tokens_is_one_sentence(text: str, complaint: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_sampling(text)
+    assert str(caught.value) == f"sampling_parameters: {complaint}"
 
 
 def test_numbers_may_be_texts_as_in_the_vllm_backends_client() -> None:

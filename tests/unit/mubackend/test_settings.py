@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from mubackend.device import TensorParallelGpus, open_virtual_gpus
-from mubackend.llm_engine.settings import QueueOrder, read_engine_settings
+from mubackend.llm_engine.settings import read_engine_settings
 from mubackend.settings import Settings, read_settings
 from muserve.errors import GpuNotFoundError, InputError
 from muserve.gpu.virtual import VirtualGpu, VirtualRun
 from muserve.plan import vgpu_dir
+from muserve.queue_order import Order
 
 ENGINE = {
     "muserve_model": "llm",
@@ -53,14 +54,17 @@ def test_the_plan_and_the_node_are_found_from_the_models_directory(tmp_path: Pat
 
 def test_the_engine_reads_its_parameters(tmp_path: Path) -> None:
     settings = read_engine_settings(from_triton(tmp_path, alpha="inf"))
-    assert (settings.slots, settings.queue_order, settings.ignores_arrival) == (8, QueueOrder.SSJF, True)
+    assert (settings.slots, settings.queue_order) == (8, Order.BOUNDED)
+    assert settings.fallback_priority(17) == 0
     assert settings.step_ms(8) == 6.5
+    capped = read_engine_settings(from_triton(tmp_path, queue_order="relative_cap", cap_factor="7"))
+    assert capped.order_parameters.cap_factor == 7
     settings = read_engine_settings(
         from_triton(tmp_path, queue_order="fcfs", decode_ms_per_running_request="0.5")
     )
-    assert settings.queue_order is QueueOrder.FCFS
+    assert settings.queue_order is Order.FCFS
     assert settings.step_ms(3) == 7.5
-    assert settings.fallback_key(17) == 17
+    assert settings.fallback_priority(17) == 17
 
 
 @pytest.mark.parametrize(
@@ -71,8 +75,13 @@ def test_the_engine_reads_its_parameters(tmp_path: Path) -> None:
         ("decode_ms", "-1", "expected a number >= 0"),
         ("decode_ms", "nan", "expected a number >= 0"),
         ("prefill_ms", "inf", "expected a number >= 0"),
-        ("engine", "magic", "expected one of replay, got 'magic'"),
-        ("queue_order", "lifo", "expected one of ssjf, fcfs, got 'lifo'"),
+        ("engine", "magic", "expected one of replay, transformers, vllm, got 'magic'"),
+        (
+            "queue_order",
+            "lifo",
+            f"expected one of {', '.join(Order)}, got 'lifo'",
+        ),
+        ("bound_quantile", "0.2", "expected a number from 0.5 to 1, got 0.2"),
         ("slo_ms", "", "required parameter is missing"),
         ("gpu_uuid", "GPU-1", "engine replay runs on a virtual GPU"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muplan.baselines import BASELINES, OURS, REFERENCE, judge
+from muplan.baselines import BASELINES, FILLED, OURS, REFERENCE, choose, judge
 from muplan.baselines.alpaserve import alpaserve_like
 from muplan.baselines.simple import one_model_per_gpu, round_robin, selective_replication
 from muplan.placement import group_costs, place
@@ -60,6 +60,39 @@ def test_fastest_first_takes_the_fast_part_and_a_group_for_what_needs_one() -> N
     large_spot, small_spot = alpaserve_like(costs)
     assert large_spot.homes == ((1, 2, 3, 4),)
     assert small_spot.homes in [((gpu,),) for gpu in range(1, 5)]
+
+
+def test_memory_is_filled_while_nobody_suffers() -> None:
+    models = [
+        single_pass("small", (5.0, 0.5), rate=10, slo=500, replicas=(1, 2)),
+        single_pass("fixed", (5.0, 0.5), rate=10, slo=500),
+        single_pass("alone", (10.0, 0.9), rate=30, slo=75, replicas=(1, 2)),
+    ]
+    slots = cluster(4)
+    chosen = choose(FILLED, models, slots)
+    homes = {m.name: s.homes for m, s in zip(chosen.demands, chosen.layout.spots, strict=True) if s}
+    assert len(homes["small"]) > 2, "as many replicas as there is room for, not as many as the planner tries"
+    assert len(homes["fixed"]) == 1
+    assert chosen.judged().feasible
+    assert chosen.judged().gpus_in_use == 4
+    assert judge(REFERENCE, models, slots).gpus_in_use < 4
+
+
+def test_what_is_chosen_can_be_simulated() -> None:
+    pytest.importorskip("numba")
+    from muplan.simulator.from_placement import scenario_from_placement
+    from muplan.simulator.run import simulate
+
+    chosen = choose(OURS, mixed(), cluster(3, 3))
+    placement = chosen.placement(at_top_clocks=False)
+    clocks_mhz = [gpu.clock_mhz for gpu in placement.point.gpus]
+    scenario = scenario_from_placement(
+        placement.demands, chosen.slots, placement.replicas, clocks_mhz, fewest_requests=2_000
+    )
+    result = simulate(scenario)
+    assert result.power_w == pytest.approx(chosen.judged().lowest_clock_power_w, rel=0.03)
+    for model, demand in zip(result.models, placement.demands, strict=True):
+        assert model.attainment.high >= demand.attainment_target
 
 
 def test_the_reference_comes_first_and_ours_last() -> None:

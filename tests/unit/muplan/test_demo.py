@@ -130,7 +130,7 @@ def test_a_signal_during_a_replay_ends_it_and_exits_with_130(number: signal.Sign
     # The command's own signal handling around a replay that would last a minute, server or not.
     program = (
         "import sys\n"
-        "from muplan.commands.interruption import interruptible\n"
+        "from muplan.interruption import interruptible\n"
         "from muplan.load.replay import replay\n"
         "from muplan.load.schedule import PlannedRequest\n"
         "requests = (PlannedRequest(model='m', planned_s=50, prompt='p', tensor_seed=0),)\n"

@@ -124,17 +124,21 @@ def test_a_directory_that_is_no_model_is_one_sentence(
 def test_an_id_comes_from_the_cache_first(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
 
-    def unreachable(*_: object) -> str:
-        raise ConnectionError("no route\nto host")
+    class Unreachable:
+        def head(self, _address: str, *, timeout: float) -> None:
+            raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(hub, "hf_hub_download", unreachable)
+    # The client's own download would ask again and again before it gives up.
+    monkeypatch.setattr(hub, "get_session", Unreachable)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_: pytest.fail("asked twice"))
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: str(gpt2 / "config.json"))
     loaded = load_source("hf:someone/gpt2-tiny", Path("/"))
     assert loaded.llm is not None
     assert loaded.llm.name == "gpt2-tiny"
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
-    with pytest.raises(InputError, match=r"hf:someone/gpt2-tiny: .*local cache.*no route to host"):
+    with pytest.raises(InputError, match=r"hf:someone/gpt2-tiny: .*cache .*no route to host") as found:
         load_source("hf:someone/gpt2-tiny", Path("/"))
+    assert hub.constants.HF_HUB_CACHE in str(found.value)
 
 
 def test_what_cannot_be_an_id_is_taken_for_a_directory(tmp_path: Path) -> None:

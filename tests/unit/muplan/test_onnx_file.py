@@ -350,6 +350,10 @@ def unknown_operator(model: onnx.ModelProto) -> None:
     model.graph.node[0].op_type = "Negg"
 
 
+def unknown_domain(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "com.acme"
+
+
 def too_new(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 99
 
@@ -431,6 +435,7 @@ def name_in_another_encoding(model: onnx.ModelProto) -> None:
         (input_as_output, "output x: expected a tensor that an operator makes, got an input"),
         (output_twice, "expected distinct outputs, got y 2 times"),
         (unknown_operator, "not a valid ONNX model.*Negg"),
+        (unknown_domain, r"operator making y: expected an opset import of its domain com\.acme"),
         (too_new, rf"expected opset {OPSETS[-1]} or older, got 99"),
         (control_flow, r"operator making z: control flow \(If\) is not supported"),
         (sequences, r"operator making many: sequences \(SplitToSequence\) are not supported"),

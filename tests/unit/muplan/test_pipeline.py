@@ -312,6 +312,13 @@ class TestOtherSpecs:
         assert VirtualGpu(tmp_path / "elsewhere" / "VGPU-n-0.vgpu").power_w() == 50
         assert [p.name for p in (tmp_path / "out" / "parts").iterdir()] == ["my-v100.json"]
 
+    def test_a_graph_too_large_for_one_gpu_is_cut_to_fit(self, tmp_path: Path) -> None:
+        own_part(tmp_path / "small.json", memory_bytes=900_000_000)
+        gpus = [{"part": "small.json", "count": 5, "virtual": True}]
+        plan = plan_spec(spec_file(tmp_path, bert(source="catalog:bert-large"), gpus=gpus)).plan
+        assert len(plan.models[0].partitions) >= 3
+        assert all(gpu.memory_used_bytes <= 900_000_000 for gpu in plan.gpus)
+
     def test_real_gpus_have_no_uuid(self, tmp_path: Path) -> None:
         planned = plan_spec(spec_file(tmp_path, bert(), gpus=[{"part": "V100-16GB"}]))
         (gpu,) = planned.plan.gpus
@@ -344,6 +351,21 @@ class TestRefused:
             (llm(tokenizer="broken.onnx"), "tokenizer: expected a tokenizer.json"),
             (llm(engine={"answers": "none.jsonl"}), "none.jsonl: expected a readable file"),
             (llm(engine={"slots": 200}), "llm_engine needs 83.6 GB on one GPU and the largest here"),
+            (
+                llm(engine={"slots": 200}),
+                "expected engine.slots up to 34 or a larger GPU such as H100 or target ngc, whose vllm works "
+                "tensor parallel on 8 of them",
+            ),
+            (
+                llm(source="catalog:llama-2-70b", slo_ms=90_000),
+                "llm_engine needs 149.1 GB on one GPU and the largest here, V100-16GB, has 16.9 GB: expected "
+                "a larger GPU such as H200",
+            ),
+            (
+                llm(engine={"tensor_parallel": 2}),
+                "engine.tensor_parallel: engines of target embedded work on one GPU: expected 1 or target "
+                "ngc, got 2",
+            ),
             (llm(tokens={"prompt": 2000, "output": 2000}), "tokens: expected prompt and output of at most"),
             (llm(engine={"max_model_len": 4000}), "engine.max_model_len: expected at most the model's 2048"),
             (llm(engine={"max_model_len": 400}), "tokens: expected prompt and output of at most 400 tokens"),
@@ -357,6 +379,46 @@ class TestRefused:
         sentence = refused(spec_file(tmp_path, model), tmp_path)
         assert sentence.startswith(f"{tmp_path / 'spec.yaml'}: models[0] ({model['name']}): ")
         assert expected in sentence
+
+    @pytest.mark.parametrize(
+        ("engine", "expected"),
+        [
+            ({}, "needs 19.0 GB on each of its 8 GPUs and the largest here"),
+            ({"tensor_parallel": 4}, "needs 37.6 GB on each of its 4 GPUs and the largest here"),
+        ],
+    )
+    def test_a_model_too_large_for_tensor_parallel_engines(
+        self, engine: dict[str, Any], expected: str, tmp_path: Path
+    ) -> None:
+        model = llm(source="catalog:llama-2-70b", slo_ms=90_000, engine={"model": "m", **engine})
+        file = spec_file(tmp_path, model, gpus=[{"part": "V100-16GB"}], serving={"target": "ngc"})
+        assert expected in refused(file, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("replicas", "gpus", "expected"),
+        [
+            (
+                3,
+                2,
+                "it needs 3 GPUs of one part on one node, and no node has as many; it would fit with 1 more "
+                "V100-16GB or replicas: 2",
+            ),
+            (9, 1, "it would fit with 8 more V100-16GB or replicas: 1"),
+            (10, 1, "no node has as many; it would fit with replicas: 1"),
+        ],
+    )
+    def test_replicas_without_gpus(self, replicas: int, gpus: int, expected: str, tmp_path: Path) -> None:
+        cluster = [{"part": "V100-16GB", "count": gpus, "virtual": True}]
+        with pytest.raises(InfeasiblePlanError, match="no feasible plan: model bert: ") as caught:
+            plan_spec(spec_file(tmp_path, bert(replicas=replicas), gpus=cluster))
+        assert str(caught.value).endswith(expected)
+
+    def test_a_graph_larger_than_the_cluster(self, tmp_path: Path) -> None:
+        own_part(tmp_path / "small.json", memory_bytes=900_000_000)
+        gpus = [{"part": "small.json", "virtual": True}]
+        with pytest.raises(InfeasiblePlanError) as caught:
+            plan_spec(spec_file(tmp_path, bert(source="catalog:bert-large"), gpus=gpus))
+        assert "does not pack; it would fit with" in str(caught.value)
 
     def test_names_that_collide_once_the_number_of_partitions_is_known(self, tmp_path: Path) -> None:
         file = spec_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from muplan.deployment import Deployment
 from muplan.infeasible import infeasible
+from muplan.operating import ClusterModel
 from muplan.placement import Placement, group_costs, place
 from muplan.placement.layout import Layout, Spot
 from muplan.placement.pools import classes_of
@@ -21,6 +23,7 @@ from muplan.queueing import (
     decay_rate,
     length_quantiles,
     line_within,
+    present,
     processor_sharing,
     split_cv,
 )
@@ -157,7 +160,7 @@ def renamed(demand: Demand, name: str) -> Demand:
     return replace(demand, name=name, stages=tuple(stages))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(several, st.randoms(use_true_random=False))
 def test_a_layout_kept_up_to_date_costs_what_a_new_one_costs(
     demands: list[Demand], draw: random.Random
@@ -360,3 +363,27 @@ def test_lines_at_their_limits() -> None:
     assert line_within(10.0, decay_rate(0.5, math.inf, 1.0)) == 0.0
     assert line_within(0.0, 1.0) == 0.0
     assert line_within(1e6, 1.0) == 1.0
+
+
+@given(st.lists(st.floats(0, 1), max_size=7), st.integers(0, 8))
+def test_how_many_others_are_there_is_the_sum_over_who_they_are(chances: list[float], most: int) -> None:
+    expected = [0.0] * (len(chances) + 1)
+    for there in itertools.product((False, True), repeat=len(chances)):
+        chance = math.prod(c if is_there else 1.0 - c for c, is_there in zip(chances, there, strict=True))
+        expected[sum(there)] += chance
+    assert present(chances, most) == pytest.approx(expected[: most + 1], abs=1e-9)
+
+
+def test_a_crowd_is_worse_than_its_mean() -> None:
+    """The same load beside a model promises the less, the more often it stands in its way all at once."""
+    own = single_pass("own", (10.0, 0.5), rate=5.0, slo=35.0)
+    few = [single_pass(f"few{n}", (10.0, 0.5), rate=40.0, slo=500.0) for n in range(1)]
+    many = [single_pass(f"many{n}", (10.0, 0.5), rate=5.0, slo=500.0) for n in range(8)]
+
+    def met(others: list[Demand]) -> float:
+        model = ClusterModel([own, *others], cluster(1))
+        point = model.point({(n, 0): 0 for n in range(len(others) + 1)}, [V100.top_clock_mhz])
+        return point.attainment[0]
+
+    assert met(many) < met(few)
+    assert met([]) > met(few)

@@ -24,7 +24,7 @@ from muplan.repository.contention import oversubscribed_gpus
 from muplan.repository.directory import Artefact, write_directory
 from muplan.repository.model_config import parse_config
 from muplan.spec import SpecFile
-from muplan.spec_paths import vllm_model
+from muplan.spec_paths import engine_model
 from muplan.splitting import save_model
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part
@@ -196,20 +196,29 @@ class TestVllm:
             "disable_log_stats": False,
         }
 
-    def test_clients_see_the_inputs_that_they_see_on_target_embedded(self, tmp_path: Path) -> None:
+    def test_clients_see_the_inputs_of_target_embedded_and_those_of_tritons_front_end(
+        self, tmp_path: Path
+    ) -> None:
         _, ngc = replicated_files(spec(tmp_path, VLLM, **NGC), {})
         _, embedded = replicated_files(spec(tmp_path, LLM), {})
         ours, theirs = configs(ngc)["llm"], configs(embedded)["llm"]
-        assert (list(ours.input), list(ours.output)) == (list(theirs.input), list(theirs.output))
+        *common, asked_tokens, answered_tokens = ours.input
+        assert (common, list(ours.output)) == (list(theirs.input), list(theirs.output))
+        assert [asked_tokens.name, answered_tokens.name] == [
+            "return_num_input_tokens",
+            "return_num_output_tokens",
+        ]
+        assert asked_tokens.optional
+        assert answered_tokens.optional
 
     def test_an_id_of_the_hub_is_loaded_by_that_name_and_a_directory_by_its_own(self, tmp_path: Path) -> None:
         file = spec(tmp_path, VLLM, **NGC)
         named = {"source": "hf:facebook/opt-1.3b", "engine": None}
         model = file.spec.models[0].model_copy(update=named)
-        assert vllm_model(model, file) == "facebook/opt-1.3b"
+        assert engine_model(model, file) == "facebook/opt-1.3b"
         (tmp_path / "facebook" / "opt-1.3b").mkdir(parents=True)
         with pytest.raises(InputError, match=r"engine\.model: expected .* for source hf:facebook/opt-1\.3b"):
-            vllm_model(model, file)
+            engine_model(model, file)
 
     def test_a_tensor_parallel_engine_chooses_its_devices_itself(self, tmp_path: Path) -> None:
         file = spec(tmp_path, VLLM, **NGC)
@@ -230,7 +239,7 @@ class TestVllm:
             (
                 VLLM | {"source": "catalog:switch-base-16"},
                 NGC,
-                "source: catalog:switch-base-16 is an encoder-decoder, which vllm, the engine of target ngc,",
+                "source: catalog:switch-base-16 is an encoder-decoder, which vllm does not run: expected a",
             ),
             (
                 VLLM | {"engine": {"name": "replay"}},
@@ -238,14 +247,14 @@ class TestVllm:
                 "engine.name: target ngc has the engine vllm, got replay",
             ),
             (
-                VLLM | {"engine": {"name": "vllm"}},
-                {},
-                "engine.name: target embedded has the engine replay, got vllm",
-            ),
-            (
                 LLM,
                 {"virtual": False},
                 "engine.name: replay runs on virtual GPUs only, the cluster has real ones",
+            ),
+            (
+                VLLM | {"engine": {"model": "a/b", "batching": "none", "slots": 1}},
+                NGC,
+                "engine.batching: target ngc knows no such key, expected target embedded",
             ),
             (VLLM, NGC | {"virtual": True}, "serving.target ngc runs on real GPUs, those of node node0 are"),
         ],

@@ -15,6 +15,7 @@ from muplan.spec import SCHEMA_FILE, Spec, parse_spec, read_spec, schema_bytes
 from muplan.spec_text import MAX_BYTES, parse_mapping
 from muserve.errors import InputError
 from muserve.plan import ModelKind
+from muserve.queue_order import Order
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -47,13 +48,30 @@ def test_small_spec_gets_defaults() -> None:
     (model,) = spec.models
     assert model.kind is ModelKind.SINGLE_PASS
     assert (model.partitions, model.load.cv, model.attainment) == ("auto", 1.0, 0.99)
-    assert spec.predictor.alpha == 30.0
-    assert spec.serving.order == "ssjf"
+    assert (spec.order, spec.order_parameters.alpha) == (Order.BOUNDED, 30.0)
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.name)
 def test_examples_are_valid(file: Path) -> None:
     assert read_spec(file).spec.models
+
+
+def test_alpha_alone_chooses_aging_and_an_order_takes_its_own_numbers() -> None:
+    def spec(text: str) -> Spec:
+        return parse_spec(parse_mapping(SMALL + text, "s.yaml"), "s.yaml")
+
+    assert spec("predictor: {alpha: 4}\n").order is Order.AGING
+    chosen = spec("serving: {order: relative_cap, cap_factor: 7}\n")
+    assert (chosen.order, chosen.order_parameters.cap_factor) == (Order.RELATIVE_CAP, 7.0)
+    assert chosen.order_parameters.bound_extreme == 2.5
+    for text, problem in (
+        ("serving: {cap_factor: 7}\n", "serving.cap_factor is not used by order bounded"),
+        ("serving: {bound_quantile: 2}\n", "bound_quantile: expected a number from 0.5 to 1, got 2"),
+        ("serving: {order: lifo}\n", "serving.order"),
+        ("serving: {order: ssjf}\npredictor: {alpha: 4}\n", "predictor.alpha belongs to order aging"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            spec(text)
 
 
 def test_infinite_alpha_is_shortest_first() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from muserve.errors import GpuError
-from muserve.gpu.protocol import GpuIdentity
+from muserve.gpu.protocol import GpuHealth, GpuIdentity, PowerLimits
 from muserve.plan import ModelKind, Plan, plan_bytes
 from sample_plans import sample_gpu, sample_model, sample_partition, sample_plan
 
@@ -27,6 +27,11 @@ class RecordingGpu:
     history: list[int | None] = field(default_factory=list)
     failure: GpuError | None = None
     failing: frozenset[str] = frozenset()
+    observed_mhz: int | None = None
+    busy: float = 0.5
+    limit_w: float = 300.0
+    limits_w: list[float] = field(default_factory=list)
+    reasons: frozenset[str] = frozenset()
 
     def _maybe_fail(self, what: str) -> None:
         if self.failure is not None and what in self.failing:
@@ -41,7 +46,7 @@ class RecordingGpu:
 
     def clock_mhz(self) -> int:
         self._maybe_fail("read")
-        return self.locked_mhz or self.clocks_mhz[-1]
+        return self.observed_mhz or self.locked_mhz or self.clocks_mhz[-1]
 
     def locked_clock_mhz(self) -> int | None:
         return self.locked_mhz
@@ -56,6 +61,15 @@ class RecordingGpu:
         self.locked_mhz = None
         self.history.append(None)
 
+    def power_limits(self) -> PowerLimits:
+        self._maybe_fail("read")
+        return PowerLimits(least_w=100.0, most_w=300.0, default_w=300.0, limit_w=self.limit_w)
+
+    def limit_power(self, limit_w: float) -> None:
+        self._maybe_fail("limit")
+        self.limit_w = limit_w
+        self.limits_w.append(limit_w)
+
     def power_w(self) -> float:
         return 50.0
 
@@ -63,10 +77,13 @@ class RecordingGpu:
         return 1000.0 + len(self.history)
 
     def utilisation(self) -> float:
-        return 0.5
+        return self.busy
 
     def throttle_reasons(self) -> frozenset[str]:
-        return frozenset()
+        return self.reasons
+
+    def health(self) -> GpuHealth:
+        return GpuHealth()
 
 
 @pytest.fixture

@@ -43,6 +43,22 @@ def test_only_real_differences_are_applied(make_gpu: MakeGpu) -> None:
     assert gpu.history == [None, 1200, 1170, 1185, None, None]
 
 
+def test_a_clock_is_kept_for_its_dwell_before_it_is_lowered_again(make_gpu: MakeGpu) -> None:
+    gpu, now_s = make_gpu(), 100.0
+    with ClockLocks({"g": gpu}, dwell_s=2.0, clock=lambda: now_s) as locks:
+        assert locks.apply("g", 1200) is not None
+        now_s = 101.9
+        assert locks.apply("g", 1100) is None
+        assert locks.apply("g", 1300) is not None  # raising is never put off
+        now_s = 103.8
+        assert locks.apply("g", 1100) is None  # the dwell counts from the last change
+        assert locks.apply("g", None) is not None  # nor is unlocking
+        assert locks.apply("g", 1100) is None  # locking lowers
+        now_s = 105.9
+        assert locks.apply("g", 1100) is not None
+    assert gpu.history == [None, 1200, 1300, None, 1100, None]
+
+
 def test_a_dry_run_tracks_and_touches_nothing(make_gpu: MakeGpu) -> None:
     gpu = make_gpu(locked_mhz=945)
     with ClockLocks({"g": gpu}, dry_run=True) as locks:
@@ -62,6 +78,19 @@ def test_every_gpu_is_unlocked_though_one_refuses(
         ClockLocks({"a": lost, "b": healthy}).release_all()
     assert healthy.locked_mhz is None
     assert "a: could not be unlocked and may still be held" in caplog.text
+
+
+def test_a_gpu_that_failed_is_unlocked_last(make_gpu: MakeGpu) -> None:
+    order: list[str] = []
+    gpus = {name: make_gpu() for name in ("sick", "healthy")}
+    for name, gpu in gpus.items():
+        gpu.unlock_clock = lambda name=name: order.append(name)
+    locks = ClockLocks(gpus)
+    gpus["sick"].failure, gpus["sick"].failing = GpuLostError("lost"), frozenset({"lock"})
+    with pytest.raises(GpuLostError):
+        locks.apply("sick", 945)
+    locks.release_all()
+    assert order == ["healthy", "sick"]
 
 
 def test_after_a_refused_command_nothing_is_taken_for_granted(make_gpu: MakeGpu) -> None:

@@ -51,7 +51,7 @@ def test_status_as_json(plan_file: Path, plan: Plan) -> None:
         ("node0/gpu0", True, ["bert"], None),
         ("node0/gpu1", True, ["bert", "llm"], 945),
     ]
-    assert {"clock_mhz", "top_mhz", "power_w", "energy_j", "utilisation", "uuid"} <= set(rows[0])
+    assert {"clock_mhz", "top_mhz", "power_w", "limit_w", "energy_j", "utilisation", "uuid"} <= set(rows[0])
 
 
 def test_reset_unlocks_every_gpu(plan_file: Path, plan: Plan) -> None:
@@ -90,13 +90,28 @@ def test_an_unknown_part_names_the_gpu(plan: Plan, tmp_path: Path) -> None:
     [
         (["--metrics", "127.0.0.1:8002"], "--metrics: expected a URL"),
         (["--metrics", URL, "--period", "0.1"], "--period: expected 0.1225 to 3600 seconds"),
-        (["--metrics", URL, "--period", "nan"], "--period: expected"),
+        (["--metrics", URL, "--period", "nan"], "--period: input should be a finite number"),
         (["--metrics", URL, "--stale-after", "1"], "--stale-after: expected at least two periods"),
         (["--metrics", URL, "--listen", "9105"], "--listen: expected HOST:PORT"),
     ],
 )
 def test_bad_options_are_one_sentence(plan_file: Path, options: list[str], part: str) -> None:
     assert part in complaint(mupower("daemon", "--plan", plan_file, *options))
+
+
+def test_a_period_that_the_watchdog_would_kill_is_refused(
+    plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+    result = mupower("daemon", "--plan", plan_file, "--metrics", URL, "--no-exporter", "--law", "default")
+    assert result.exit_code == 2
+    assert "--period: expected at most half of systemd's WatchdogSec (1 s), got 1" in result.stderr
+
+
+def test_what_the_daemon_must_know_may_come_from_nowhere(plan_file: Path) -> None:
+    assert "--metrics: required: as a flag, as MUPOWER_METRICS" in complaint(
+        mupower("daemon", "--plan", plan_file)
+    )
 
 
 def test_an_unknown_law_is_refused(plan_file: Path) -> None:
@@ -136,7 +151,7 @@ def test_help_loads_no_command() -> None:
         "assert not [m for m in sys.modules if m.startswith('mupower.commands.')], 'eager'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("daemon", "status", "reset"):
+    for command in ("daemon", "status", "check", "reset"):
         assert command in done.stdout
 
 
@@ -144,3 +159,5 @@ def test_the_systemd_unit_ships_and_resets_after_every_stop() -> None:
     unit = resources.files("mupower").joinpath("systemd", "mupower.service").read_text()
     assert "\nExecStopPost=mupower reset --plan ${MUPOWER_PLAN}" in unit
     assert "\nKillMode=mixed\n" in unit
+    assert "\nType=notify\n" in unit
+    assert "\nRuntimeDirectoryPreserve=yes\n" in unit, "limits found in force must outlast a crash"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from mupower.actuator import CapHold
 from mupower.clocks import ClockLocks
 from mupower.control import law_named
 from mupower.daemon import Charge, Daemon, Timing
 from mupower.exporter import Telemetry
+from mupower.run_files import LimitNote
 from mupower.scrape import Answer
 from muserve.errors import GpuLostError
 from muserve.plan import Plan
@@ -29,6 +32,7 @@ class World:
         self.plan = plan
         self.triton = triton
         self.gpus = {gpu.name: make_gpu(index=gpu.index) for gpu in plan.gpus}
+        self.holds: dict[str, CapHold] = {}
         self.answer: Callable[[], str | None] = triton.text
         self.fetch_takes_s = 0.0
         self.beats = 0
@@ -68,7 +72,7 @@ class World:
 
         telemetry = Telemetry(law, dry_run, self.gpus)
         self.registry = telemetry.registry
-        with ClockLocks(self.gpus, dry_run=dry_run) as locks:
+        with ClockLocks(self.gpus | self.holds, dry_run=dry_run) as locks:
             Daemon(
                 charges=self.charges(),
                 law=law_named(law),
@@ -90,6 +94,7 @@ class World:
                 initial_clock_mhz=gpu.initial_clock_mhz,
                 knee_mhz=945,
                 supported_clocks_mhz=self.gpus[gpu.name].supported_clocks_mhz(),
+                cap=self.holds.get(gpu.name),
             )
             for gpu in self.plan.gpus
         )
@@ -297,6 +302,68 @@ def test_after_a_long_sleep_locks_are_made_sure_of(world: World) -> None:
 
     world.run(8, "static", at={4: sleep}, timing=Timing(stale_after_s=60.0, window_s=60.0))
     assert world.commands() == [None, 1200, 1200, None]
+
+
+def test_a_gpu_faster_than_commanded_is_locked_anew(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    gpu = world.gpus["node0/gpu0"]
+    with caplog.at_level(logging.INFO):
+        world.run(
+            8,
+            "static",
+            at={3: lambda: setattr(gpu, "observed_mhz", 1530), 5: lambda: setattr(gpu, "observed_mhz", None)},
+        )
+    assert world.commands() == [None, 1200, 1200, 1200, None]
+    said = (
+        "node0/gpu0: its clock is not the commanded 1200 MHz: unlocked by somebody else (now 1530 MHz, 50 W)"
+    )
+    assert caplog.text.count(said) == 1
+    reason = "unlocked by somebody else"
+    assert world.metric("clock_mismatches_total", gpu="node0/gpu0", reason=reason) == 2
+
+
+def test_a_power_limit_without_effect_is_said_once(
+    world: World, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The recorder draws 50 W whatever is done to it."""
+    name = "node0/gpu0"
+    hold = CapHold(world.gpus[name], LimitNote(tmp_path / "g.limit"), lambda clock: clock / 10)
+    world.holds[name] = hold
+    with caplog.at_level(logging.INFO):
+        world.run(8, "static")
+    assert caplog.text.count("node0/gpu0: its power limit of 120 W is inert: it draws less by itself") == 1
+    assert world.metric("power_cap_watts", gpu=name) == 120.0
+    assert world.metric("power_cap_inert", gpu=name) == 1.0
+    assert world.metric("clock_mismatches_total", gpu=name, reason="unexplained") is None
+    assert world.gpus[name].limits_w == [120.0, 300.0]
+    assert world.commands(1) == [None, 1200, None], "the other GPU is locked as ever"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "utilisation", "reason"),
+    [
+        (frozenset({"SwPowerCap", "HwSlowdown"}), 0.0, "HwSlowdown+SwPowerCap"),
+        (frozenset(), 0.0, "idle"),
+        (frozenset(), 0.5, "unexplained"),
+    ],
+)
+def test_a_gpu_slower_than_commanded_is_counted_with_the_reason(
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    reasons: frozenset[str],
+    utilisation: float,
+    reason: str,
+) -> None:
+    gpu = world.gpus["node0/gpu0"]
+
+    def throttle() -> None:
+        gpu.observed_mhz, gpu.reasons, gpu.busy = 900, reasons, utilisation
+
+    with caplog.at_level(logging.INFO):
+        world.run(6, "static", at={3: throttle})
+    assert world.commands() == [None, 1200, None], "commanding it again would not help"
+    assert caplog.text.count(f"its clock is not the commanded 1200 MHz: {reason} (now 900 MHz") == 1
+    assert world.metric("clock_mismatches_total", gpu="node0/gpu0", reason=reason) == 3
+    assert world.metric("clock_mismatches_total", gpu="node0/gpu1", reason=reason) is None
 
 
 def test_a_decision_is_one_sentence_when_something_changed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from mupower.control.law import Cause, ClockDecision
-from mupower.exporter import Telemetry, parse_listen, serving
+from mupower.exporter import Pulse, Telemetry, parse_listen, serving
 from mupower.metrics import parse_metrics
 from mupower.reading import read_gpu
 from muserve.errors import InputError
@@ -33,7 +34,10 @@ def test_what_is_exported(make_gpu: Callable[..., Any]) -> None:
     telemetry.scrape_failed("http://t/metrics")
     telemetry.cycle_begun()
     listen = f"127.0.0.1:{free_port()}"
-    with serving(telemetry, listen), urllib.request.urlopen(f"http://{listen}/metrics") as response:
+    with (
+        serving(telemetry, listen, Pulse(5.0)),
+        urllib.request.urlopen(f"http://{listen}/metrics") as response,
+    ):
         snapshot = parse_metrics(response.read().decode(), 0.0, "")
     gauges = {
         name: snapshot.gauge_values(f"mupower_{name}", gpu="n/gpu0")
@@ -59,9 +63,37 @@ def test_a_taken_port_is_one_sentence(make_gpu: Callable[..., Any]) -> None:
         listen = f"127.0.0.1:{server.getsockname()[1]}"
         with (
             pytest.raises(InputError, match=f"--listen {listen}: the port is taken: choose another"),
-            serving(telemetry, listen),
+            serving(telemetry, listen, Pulse(5.0)),
         ):
             pass
+
+
+def test_health_follows_the_control_cycles() -> None:
+    now_s = 100.0
+    pulse = Pulse(5.0, lambda: now_s)
+    host, port = "127.0.0.1", free_port()
+    with serving(Telemetry("miad", False, {}), f"{host}:{port}", pulse):
+        url = f"http://{host}:{port}/healthz"
+        with urllib.request.urlopen(url) as response:
+            assert (response.status, response.read()) == (200, b"ok\n")
+        now_s = 105.5
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(url)
+        assert (caught.value.code, caught.value.read()) == (503, b"no control cycle for 5.5 s\n")
+        caught.value.close()
+        pulse.beat()
+        with urllib.request.urlopen(url) as response:
+            assert response.status == 200
+
+
+def test_ipv6_is_served_where_there_is_any() -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+            port = server.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving(Telemetry("miad", False, {}), f"[::1]:{port}", Pulse(5.0)):
+        assert urllib.request.urlopen(f"http://[::1]:{port}/metrics").read()
 
 
 @pytest.mark.parametrize("listen", ["", "9105", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "h:0", "h:70000"])

@@ -27,6 +27,19 @@ def test_a_signal_ends_the_wait(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_a_hangup_may_ask_for_a_reload_instead() -> None:
+    with StopSignals(hangup_reloads=True) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.wait(30.0)
+        assert stop.received is None
+        assert stop.take_reload()
+        assert not stop.take_reload()
+        assert not stop.wait(0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(30.0)
+        assert stop.received is signal.SIGTERM
+
+
 def test_a_signal_between_waits_is_remembered() -> None:
     with StopSignals() as stop:
         assert not stop.wait(0.0)

@@ -101,6 +101,16 @@ def test_unlocking_retries_a_busy_device(make_gpu: Callable[..., Any]) -> None:
     assert healthy.history == [None]
 
 
+def test_a_slow_device_does_not_keep_the_others_waiting() -> None:
+    class Slow:
+        def unlock_clock(self) -> None:
+            time.sleep(0.3)
+
+    began_s = time.monotonic()
+    assert unlock_all({str(number): Slow() for number in range(4)}, "test")  # type: ignore[misc]
+    assert time.monotonic() - began_s < 0.8
+
+
 def test_a_refusal_is_not_asked_again(make_gpu: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     refused = make_gpu(failure=GpuPermissionError("needs root"), failing=frozenset({"unlock"}))
     healthy = make_gpu(locked_mhz=945)

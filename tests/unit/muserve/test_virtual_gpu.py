@@ -396,3 +396,22 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(GpuNotFoundError, match=r"file/vgpu: expected a directory for virtual GPUs"):
         VirtualGpu.create(tmp_path / "file" / "vgpu" / "VGPU-0.vgpu", "V100-16GB", 0, "VGPU-0")
+
+
+def test_a_power_limit_holds_the_clock_down_while_work_needs_more(gpu: VirtualGpu, path: Path) -> None:
+    limits = gpu.power_limits()
+    assert (limits.least_w, limits.most_w, limits.default_w, limits.limit_w) == (100, 250, 250, 250)
+    gpu.limit_power(100)
+    assert VirtualGpu(path).power_limits().limit_w == 100
+    time.sleep(0.030)
+    assert gpu.clock_mhz() == 1380
+    assert gpu.throttle_reasons() == frozenset()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(gpu.run, 50, 0.6)
+        until(lambda: bool(gpu.snapshot().running))
+        assert gpu.clock_mhz() < 1380
+        assert gpu.power_w() <= 100
+        assert gpu.throttle_reasons() == {"SwPowerCap"}
+        future.result()
+    with pytest.raises(GpuUnsupportedError, match="99 W is not a power limit from 100 to 250 W"):
+        gpu.limit_power(99)

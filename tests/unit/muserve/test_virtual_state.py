@@ -16,7 +16,10 @@ from muserve.gpu.virtual_state import (
     Job,
     VirtualState,
     advance,
+    clock_in_force_mhz,
     command_clock,
+    command_limit,
+    commanded_limit_w,
     discard,
     find_job,
     finish_s,
@@ -231,3 +234,46 @@ def test_exactness_does_not_depend_on_the_uptime() -> None:
     state = advance(state, uptime_s + 1, PART)
     assert not state.running
     assert state.busy_s == pytest.approx(50 / 3000, rel=1e-4)
+
+
+def limited(state: VirtualState, limit_w: float) -> VirtualState:
+    return advance(command_limit(state, limit_w, state.now_s), state.now_s, PART)
+
+
+@given(
+    limit_w=st.floats(PART.limit_min_w, PART.limit_w),
+    sensitivity=st.floats(0, 1),
+    lock_mhz=st.none() | st.sampled_from(PART.working_clocks_mhz),
+)
+def test_a_power_limit_gives_the_highest_clock_that_keeps_it(
+    limit_w: float, sensitivity: float, lock_mhz: int | None
+) -> None:
+    state = limited(locked(fresh(), lock_mhz, after_s=0.0), limit_w)
+    assert power_w(state, PART) == idle_power_w(PART, lock_mhz or TOP), "an idle GPU is below any limit"
+    busy = submitted(state, work(1e6, sensitivity))
+    clock_mhz = clock_in_force_mhz(busy, PART)
+    assert clock_mhz <= (lock_mhz or TOP)
+    assert power_w(busy, PART) == busy_power_w(PART, sensitivity, clock_mhz) <= limit_w
+    higher = [c for c in PART.clocks_mhz if clock_mhz < c <= (lock_mhz or TOP)]
+    assert not higher or busy_power_w(PART, sensitivity, higher[0]) > limit_w
+
+
+def test_under_a_power_limit_work_takes_the_time_of_the_clock_it_gets() -> None:
+    state = submitted(limited(fresh(), 120.0), work(100, sensitivity=0.9))
+    clock_mhz = clock_in_force_mhz(state, PART)
+    assert clock_mhz < TOP
+    finished_s = finish_s(state, 1, PART)
+    assert finished_s - START_S == pytest.approx(0.100 * slowdown(PART, 0.9, clock_mhz))
+    done = advance(state, finished_s, PART)
+    assert done.energy_j == pytest.approx((finished_s - START_S) * busy_power_w(PART, 0.9, clock_mhz))
+    assert clock_in_force_mhz(done, PART) == TOP, "with the work gone the limit no longer binds"
+
+
+def test_a_limit_and_a_lock_are_commanded_side_by_side() -> None:
+    state = command_limit(locked(fresh(), 945, after_s=0.010), 150.0, START_S + 0.020)
+    assert commanded_limit_w(state) == 150.0
+    later = advance(state, START_S + 0.015, PART)
+    assert (later.clock_mhz, later.limit_w) == (945, PART.limit_w)
+    both = advance(locked(state, None, after_s=0.030), START_S + 1, PART)
+    assert (both.clock_mhz, both.limit_w) == (TOP, 150.0)
+    assert decode(encode(state)) == state

@@ -1,0 +1,1 @@
+"""As many instances as the engine takes requests at once; Triton's native priority queue gives out turns."""
