@@ -22,6 +22,7 @@ import pytest
 from muplan.deploy.ports import Ports, free_ports
 from muplan.deploy.running import running_triton
 from muplan.deploy.stubs import living_stubs
+from muserve.cli import INTERRUPTED
 from muserve.plan import plan_bytes
 from sample_plans import sample_gpu, sample_model, sample_plan
 
@@ -299,7 +300,7 @@ def test_a_second_signal_does_not_wait_for_clients(ready: Serve) -> None:
         ready.process.terminate()
         wait_for(lambda: "stopping Triton" in ready.log(), 5)
         ready.process.terminate()
-        assert ready.process.wait(DRAIN_S - 1) == 1
+        assert ready.process.wait(DRAIN_S - 1) == INTERRUPTED
     assert ready.left() == []
 
 
