@@ -37,7 +37,7 @@ from muplan.placement.pools import search_cluster, usual_effort
 from muplan.simulator.from_placement import scenario_from_placement
 from muplan.simulator.run import simulate
 from muplan.sources import load_source
-from muplan.spec import ModelSpec
+from muplan.spec_model import ModelSpec
 from muplan.staging import stage_model
 from muplan.workload import Demand, Slot, Stage
 from muserve.errors import InputError

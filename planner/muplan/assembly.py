@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from muplan.deployment import Deployment, replica_demand
 from muplan.placement import Placement
-from muplan.spec import ClusterSpec, SpecFile
+from muplan.spec import SpecFile
+from muplan.spec_cluster import ClusterSpec
 from muplan.staging import Partition, StagedModel, isolated_latency_ms
 from muplan.workload import Demand, Slot
 from muserve import __version__

@@ -26,7 +26,8 @@ from muplan.report.document import Report
 from muplan.report.page import render_page
 from muplan.report.setup import describe_setup, gpu_text
 from muplan.report.window import same_window
-from muplan.spec import ModelSpec, SpecFile, read_spec
+from muplan.spec import SpecFile, read_spec
+from muplan.spec_model import ModelSpec
 from muserve.errors import InputError
 from muserve.plan import ModelKind, Plan
 from muserve.queue_order import Order

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from muplan.architecture.generative import GenerativeModel
 from muplan.profile.tensor_parallel import all_reduces_ms, sharded_law
-from muplan.spec import ModelSpec
+from muplan.spec_model import ModelSpec
 from muplan.workload import Demand, Sharding, Stage
 from muserve.errors import InputError
 from muserve.gpu.parts import Part

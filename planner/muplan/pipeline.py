@@ -22,7 +22,7 @@ from muplan.repository.artefacts import artefacts
 from muplan.repository.batching import check_batching
 from muplan.repository.directory import Artefact, check_directory, write_directory
 from muplan.sources import load_source
-from muplan.spec import SpecFile, Target
+from muplan.spec import SpecFile
 from muplan.spec_paths import (
     check_engine,
     check_model_paths,
@@ -31,6 +31,7 @@ from muplan.spec_paths import (
     with_profile,
     with_trace_read,
 )
+from muplan.spec_serving import Target
 from muplan.staging import StagedModel, stage_model
 from muplan.workload import Slot
 from muserve.errors import InputError

@@ -12,7 +12,10 @@ from muplan.load.trace import Trace, read_trace
 from muplan.profile.profile_file import read_profile
 from muplan.profile.profiled import check_profile
 from muplan.sources import LoadedModel
-from muplan.spec import HIGHEST_CV, EngineSpec, LoadSpec, ModelSpec, SpecFile, Target, TokensSpec
+from muplan.spec import SpecFile
+from muplan.spec_model import EngineSpec, LoadSpec, ModelSpec, TokensSpec
+from muplan.spec_section import HIGHEST_CV
+from muplan.spec_serving import Target
 from muserve.errors import InputError
 from muserve.plan import ModelKind
 from muserve.weights import read_weights

@@ -9,7 +9,8 @@ import click
 
 from muplan.console import table_console
 from muplan.interruption import interruptible, postponed
-from muplan.spec import Target, read_spec
+from muplan.spec import read_spec
+from muplan.spec_serving import Target
 from muplan.summary import summary_document, summary_table
 
 _PIPED_COLUMNS = 160

@@ -28,7 +28,8 @@ from muplan.repository.native_queue import native_configs
 from muplan.repository.single_pass import single_pass_configs
 from muplan.repository.triton_model import TritonModel
 from muplan.repository.vllm import vllm_configs
-from muplan.spec import SpecFile, Target
+from muplan.spec import SpecFile
+from muplan.spec_serving import Target
 from muplan.staging import StagedModel
 from muserve.plan import PLAN_FILE, ModelKind, ModelPlan, Plan, plan_bytes
 

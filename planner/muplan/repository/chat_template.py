@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from muplan.hugging_face import find_model
-from muplan.spec import ModelSpec, SpecFile
+from muplan.spec import SpecFile
+from muplan.spec_model import ModelSpec
 from muserve.errors import InputError
 
 DIRECTORY = "chat_templates"

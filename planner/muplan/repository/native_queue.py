@@ -28,7 +28,8 @@ from muplan.repository.generative import (
 from muplan.repository.model_config import Instance, Step, Tensor, backend_model, ensemble
 from muplan.repository.triton_model import TritonModel, common_parameters, gpu_names, shim
 from muplan.repository.vllm import VLLM_PUBLIC, vllm_configs
-from muplan.spec import SpecFile, Target
+from muplan.spec import SpecFile
+from muplan.spec_serving import Target
 from muplan.staging import StagedModel
 from muserve.errors import InputError
 from muserve.plan import ModelPlan, Plan

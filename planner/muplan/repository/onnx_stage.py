@@ -16,7 +16,8 @@ from muplan.repository.directory import Artefact
 from muplan.repository.model_config import add_warm_up
 from muplan.repository.partition_config import partition_config
 from muplan.repository.triton_model import TritonModel
-from muplan.spec import SpecFile, WeightsSpec
+from muplan.spec import SpecFile
+from muplan.spec_model import WeightsSpec
 from muplan.splitting import save_model
 from muplan.staging import StagedModel
 from muserve.plan import ModelPlan, Plan

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from muplan.repository.batching import planned_rows, row_growth_ms
 from muplan.repository.partition_config import partition_config
 from muplan.repository.triton_model import TritonModel, number, shim
-from muplan.spec import SpecFile, WeightsSpec
+from muplan.spec import SpecFile
+from muplan.spec_model import WeightsSpec
 from muplan.splitting import save_model
 from muplan.staging import StagedModel
 from muserve.plan import ModelPlan, Phase, Plan

@@ -9,7 +9,8 @@ from muplan.repository.model_config import Step, ensemble, triton_tensors
 from muplan.repository.onnx_stage import onnx_stages
 from muplan.repository.python_stage import python_stages
 from muplan.repository.triton_model import TritonModel, common_parameters, gpu_names
-from muplan.spec import SpecFile, Target
+from muplan.spec import SpecFile
+from muplan.spec_serving import Target
 from muplan.staging import StagedModel
 from muserve.plan import ModelPlan, Plan
 

@@ -14,7 +14,7 @@ from muplan.simulator.scenario import (
     SimulatedModel,
     SimulatedStage,
 )
-from muplan.spec import EngineSpec
+from muplan.spec_model import EngineSpec
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part
 from muserve.plan import ModelKind, ModelPlan, PartitionPlan, Plan

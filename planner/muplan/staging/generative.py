@@ -10,7 +10,7 @@ from muplan.profile.llm import decode_costs, decode_growth_ms, decode_law, prefi
 from muplan.profile.roofline import EAGER
 from muplan.sensitivity import OperatorTimes, operator_times, phase_times
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec
+from muplan.spec_model import ModelSpec
 from muplan.stage_memory import CONTEXT_BYTES
 from muplan.staging.staged_model import Partition
 from muplan.workload import Stage

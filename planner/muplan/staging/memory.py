@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from muplan.architecture.encoder_decoder import EncoderDecoderArchitecture
 from muplan.architecture.generative import GenerativeModel
 from muplan.deployment_choices import DEGREES
-from muplan.spec import ModelSpec
+from muplan.spec_model import ModelSpec
 from muplan.stage_memory import CONTEXT_BYTES
 from muplan.workload import Demand, Stage
 from muserve.errors import InputError

@@ -10,7 +10,7 @@ from muplan.profile import profiled
 from muplan.profile.profiled import inference_bucket, stage_laws
 from muplan.profile.record import Profile
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec
+from muplan.spec_model import ModelSpec
 from muplan.staging.generative import prompt_and_context
 from muplan.staging.staged_model import Partition
 from muserve.errors import InputError

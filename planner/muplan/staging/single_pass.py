@@ -12,7 +12,7 @@ from muplan.profile.profiled import cut_where_profiled, inference_bucket
 from muplan.profile.shapes import dynamic_axes, tensor_specs
 from muplan.sensitivity import OperatorTimes, operator_times, phase_times, stage_law
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec
+from muplan.spec_model import ModelSpec
 from muplan.splitting import split, weight_bytes
 from muplan.stage_memory import MemoryLimit, memory_bytes, stage_memory
 from muplan.staging.staged_model import Partition

@@ -9,7 +9,7 @@ from muplan.deployment_choices import with_replica_counts, with_shardings
 from muplan.partition import DEFAULT_WEIGHTS, CutWeights
 from muplan.sensitivity import OperatorTimes
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec
+from muplan.spec_model import ModelSpec
 from muplan.stage_memory import CONTEXT_BYTES
 from muplan.staging.generative import engine_operators, longest_request, whole_engine
 from muplan.staging.memory import check_memory

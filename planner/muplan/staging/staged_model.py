@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from muplan.sensitivity import OperatorTimes
 from muplan.sources import LoadedModel
-from muplan.spec import ModelSpec
+from muplan.spec_model import ModelSpec
 from muplan.workload import Demand, Stage
 from muserve.gpu.parts import Part
 from muserve.plan import CutPlan
