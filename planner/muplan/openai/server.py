@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -191,7 +191,7 @@ def openai_endpoint(
     except OSError as error:
         raise InputError(f"--openai-port: cannot listen on {address}:{port}: {error.strerror}") from error
     finally:
-        if thread.is_alive():
+        with suppress(RuntimeError):  # closed already, where the port could not be had
             loop.call_soon_threadsafe(ended.set)
         thread.join()
 
