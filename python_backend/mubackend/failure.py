@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from muserve.errors import MuServeError
 
@@ -27,3 +28,10 @@ class RequestError(MuServeError):
 def invalid(message: str) -> RequestError:
     """The client's own mistake."""
     return RequestError(Code.INVALID_ARGUMENT, message)
+
+
+def send_failure(pb_utils: Any, sender: Any, code: Code, message: str) -> None:
+    """End a decoupled request with an error; ``pb_utils`` is Triton's ``triton_python_backend_utils``."""
+    error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code.value))
+    response = pb_utils.InferenceResponse(output_tensors=[], error=error)
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from muplan.commands.predictor_options import JSON_OUTPUT
 from muplan.console import table_console
 from muplan.interruption import interruptible
 from muplan.predictor.cleaning import CLEANINGS, DEFAULT_CLEANING
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     help="For data without finish reasons: answers of this length or more were cut.",
 )
 @click.option("--model", "models", multiple=True, help="Keep only what this LLM answered. Repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@JSON_OUTPUT
 def prepare(
     inputs: tuple[Path, ...],
     output: Path,

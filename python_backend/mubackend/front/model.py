@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from mubackend.failure import Code, RequestError
+from mubackend.failure import Code, RequestError, send_failure
 from mubackend.front.account import METRICS, WITHOUT_ENGINE, Account
 from mubackend.front.forward import ANSWER, Array
 from mubackend.front.relay import Front
@@ -83,9 +83,7 @@ class _TritonWay:
         self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def fail(self, code: Code, message: str) -> None:
-        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code.value))
-        response = pb_utils.InferenceResponse(output_tensors=[], error=error)
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        send_failure(pb_utils, self._sender, code, message)
 
     def cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())

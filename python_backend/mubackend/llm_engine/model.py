@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from mubackend.failure import Code, RequestError, invalid
+from mubackend.failure import Code, RequestError, invalid, send_failure
+from mubackend.length_predictor.question import ask_predictor
 from mubackend.length_predictor.service import Prediction
 from mubackend.llm_engine.engine import Engine
 from mubackend.llm_engine.executors import open_executor
@@ -31,7 +32,6 @@ from mubackend.tensors import one_number, one_text
 
 # How long a replica that has taken a request leaves the next one to the others.
 _TURN_S = 0.002
-_PREDICTED = ("predicted_tokens", "priority", "arrival_ms")
 
 
 class TritonPythonModel:
@@ -92,24 +92,12 @@ class TritonPythonModel:
         """Ask the predictor model through Triton (BLS) and hand the engine what it says."""
         prediction = None
         try:
-            prediction = self._predict(generation.prompt, sampling)
+            texts = (generation.prompt.encode("utf-8", "replace"), sampling.encode("utf-8", "replace"))
+            prediction = ask_predictor(pb_utils, self._predictor_model, *texts)
         except Exception as error:
             pb_utils.Logger.log_warn(f"no prediction from {self._predictor_model}: {error}")
         finally:
             self._engine.resolve(job, prediction)
-
-    def _predict(self, prompt: str, sampling: str) -> Prediction:
-        texts = {"text_input": prompt, "sampling_parameters": sampling}
-        response = pb_utils.InferenceRequest(
-            model_name=self._predictor_model,
-            requested_output_names=list(_PREDICTED),
-            inputs=[_text_tensor(name, text) for name, text in texts.items()],
-        ).exec()
-        if response.has_error():
-            raise RuntimeError(response.error().message())
-        tensors = [pb_utils.get_output_tensor_by_name(response, name) for name in _PREDICTED]
-        tokens, priority, arrival_ms = (tensor.as_numpy()[0] for tensor in tensors)
-        return Prediction(predicted_tokens=float(tokens), priority=int(priority), arrival_ms=int(arrival_ms))
 
 
 class _TritonReply:
@@ -123,9 +111,7 @@ class _TritonReply:
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
 
     def fail(self, code: Code, message: str) -> None:
-        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code.value))
-        response = pb_utils.InferenceResponse(output_tensors=[], error=error)
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        send_failure(pb_utils, self._sender, code, message)
 
     def cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
