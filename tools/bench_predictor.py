@@ -18,9 +18,9 @@ from typing import Any
 
 from rich.table import Table
 
-from muplan.console import table_console
 from muplan.predictor.evaluation import ARRIVAL_CV, LOAD, REQUESTS
 from muplan.predictor.published import judge_published, read_published
+from muserve.console import table_console
 from muserve.errors import InputError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from muplan.catalog import CatalogEntry, catalog_entry, catalog_names
-from muplan.console import table_console
+from muserve.console import table_console
 from muserve.errors import InputError
 from muserve.gpu.parts import BusyCurve, Part, load_part, part_names
 

@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from muplan.console import table_console
 from muplan.difference import Change, Difference, PlanDifference, Status, compare_plans
 from muplan.fitted_table import FittedTable
+from muserve.console import table_console
 from muserve.plan import Plan, read_plan
 
 _DIFFERENT = 1

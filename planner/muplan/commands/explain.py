@@ -23,10 +23,10 @@ def command(plan: Path, models: tuple[str, ...], gpus: tuple[str, ...], as_json:
     All figures are predicted again from the plan alone; none is measured. --model and --gpu may be repeated.
     """
     # Imported here because they bring NumPy and rich along, which --help has no use for.
-    from muplan.console import table_console
     from muplan.explain import explain_plan
     from muplan.explanation import select
     from muplan.explanation_tables import explanation_tables
+    from muserve.console import table_console
 
     directory = plan if plan.is_dir() else plan.parent
     explanation = select(explain_plan(read_plan(plan), directory / PARTS_DIR), models, gpus)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from muplan.console import table_console
 from muplan.interruption import interruptible, postponed
 from muplan.spec import read_spec
 from muplan.spec_serving import Target
 from muplan.summary import summary_document, summary_table
+from muserve.console import table_console
 
 _PIPED_COLUMNS = 160
 

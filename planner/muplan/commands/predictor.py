@@ -21,7 +21,7 @@ from muplan.commands.predictor_options import (
     rows_of,
 )
 from muplan.commands.predictor_prepare import prepare
-from muplan.console import table_console
+from muserve.console import table_console
 from muserve.errors import InputError
 
 

@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from muplan.commands.predictor_options import DATA, FORMULATION_NAMES, JSON_OUTPUT, progress_bar, rows_of
-from muplan.console import table_console
+from muserve.console import table_console
 
 
 @click.command()

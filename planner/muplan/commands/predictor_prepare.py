@@ -15,9 +15,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 
 from muplan.commands.predictor_options import JSON_OUTPUT
-from muplan.console import table_console
 from muplan.interruption import interruptible
 from muplan.predictor.cleaning import CLEANINGS, DEFAULT_CLEANING
+from muserve.console import table_console
 from muserve.errors import InputError
 from muserve.history_text import HISTORY_MODES
 

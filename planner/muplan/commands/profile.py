@@ -13,8 +13,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from muplan.console import table_console
 from muplan.interruption import interruptible, postponed, uninterrupted
+from muserve.console import table_console
 from muserve.errors import InputError
 from muserve.gpu.parts import load_part, read_part
 

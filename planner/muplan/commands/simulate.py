@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from muplan.console import table_console
 from muplan.interruption import interruptible
 from muplan.load.trace import Trace, read_trace
 from muplan.simulator.from_plan import DEFAULT_ALPHA, SHIPPED_PREDICTION_TAU, scenario_from_plan
@@ -19,6 +18,7 @@ from muplan.simulator.result import Estimate, SimulationResult
 from muplan.simulator.run import simulate
 from muplan.simulator.scenario import Discipline
 from mupower.control import LAW_NAMES, law_named
+from muserve.console import table_console
 from muserve.errors import InputError
 from muserve.gpu.parts import PARTS_DIR
 from muserve.plan import Plan, read_plan

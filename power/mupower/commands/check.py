@@ -71,8 +71,9 @@ def _findings(plan_path: Path | None, node: str | None, *, probe: bool) -> list[
 
 def _print_table(findings: list[Finding]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from muserve.console import table_console
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("on", "check", "verdict"):
@@ -83,4 +84,4 @@ def _print_table(findings: list[Finding]) -> None:
     for finding in findings:
         verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
         table.add_row(finding.subject, finding.check, verdict, finding.detail, finding.fix)
-    Console().print(table)
+    table_console().print(table)

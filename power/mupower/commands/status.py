@@ -68,10 +68,11 @@ def _print_json(fleet: Fleet, watch: bool) -> None:
 
 
 def _print_table(fleet: Fleet, watch: bool) -> None:
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    from muserve.console import table_console
+
+    console = table_console()
     if not watch:
         console.print(_table(fleet))
         return
@@ -86,11 +87,11 @@ def _table(fleet: Fleet) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("GPU", "device"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("GPU", no_wrap=True)
+    table.add_column("device")
     for heading in ("MHz", "locked", "top", "W", "limit", "J", "util"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("models", overflow="fold")
+    table.add_column("models", overflow="fold", min_width=12)
     for row in rows(fleet):
         models = ", ".join(row["models"])
         if "error" in row:
